@@ -1,0 +1,3 @@
+"""Version of the ``omnihuman-vae`` distribution."""
+
+__version__ = "0.1.0"
