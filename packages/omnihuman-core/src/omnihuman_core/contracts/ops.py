@@ -1,0 +1,84 @@
+"""Contract of the ops that a kernel package may replace: one frozen bundle, resolved once, at model construction.
+
+Layouts: ``(B, L, N, K)`` for heads, ``(B, L, D)`` for tokens. *Segments*: tokens that share one modulation lie side by
+side; ``segments`` gives their lengths, in order, and a modulation tensor has one row a segment, ``(B, len(segments), D)``.
+
+Registered under ``omnihuman.ops.v1`` as a function without arguments that returns :class:`Ops`. Every op agrees with the
+eager reference of ``omnihuman_core.ops`` within twice the error that the reference itself makes at the same precision
+(``omnihuman_core.testing.ops``), forward and backward.
+
+Stability: 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+Segments = tuple[int, ...]
+
+
+class Attention(Protocol):
+    """Non-causal softmax attention, scale ``K ** -0.5``."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """``q (B, L, N, K)``, ``k, v (B, M, N, K)``, ``mask (B, M)`` bool, true where a key counts -> ``(B, L, N, K)``."""
+        ...
+
+
+class QKNormRope(Protocol):
+    """Per-head RMSNorm of q and k, then rotary embedding of interleaved pairs."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """``q, k (B, L, N, K)``, weights ``(K,)``, ``cos, sin (L, K / 2)`` fp32 -> normalised, rotated q and k."""
+        ...
+
+
+class ModulatedNorm(Protocol):
+    """``LayerNorm(x) * (1 + scale) + shift``, without learned affine, per segment."""
+
+    def __call__(self, x: Tensor, shift: Tensor, scale: Tensor, *, segments: Segments, eps: float) -> Tensor:
+        """``x (B, L, D)``, ``shift, scale (B, len(segments), D)`` -> ``(B, L, D)``."""
+        ...
+
+
+class GatedResidual(Protocol):
+    """``residual + gate * x``, per segment."""
+
+    def __call__(self, residual: Tensor, x: Tensor, gate: Tensor, *, segments: Segments) -> Tensor:
+        """``residual, x (B, L, D)``, ``gate (B, len(segments), D)`` -> ``(B, L, D)``."""
+        ...
+
+
+class ResidualModulatedNorm(Protocol):
+    """:class:`GatedResidual`, then :class:`ModulatedNorm` of its result, in one pass."""
+
+    def __call__(
+        self, residual: Tensor, x: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, segments: Segments, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the new residual stream and its modulated norm, both ``(B, L, D)``."""
+        ...
+
+
+class FrameCrossAttention(Protocol):
+    """Cross-attention inside each latent frame, with RMSNorm of q as a prologue (k comes normalised)."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, *, eps: float) -> Tensor:
+        """``q (B, t, P, N, K)``, ``k, v (B, t, A, N, K)``, ``q_weight (K,)`` -> ``(B, t, P, N, K)``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ops:
+    """The ops of one model."""
+
+    attention: Attention
+    qk_norm_rope: QKNormRope
+    modulated_norm: ModulatedNorm
+    gated_residual: GatedResidual
+    residual_modulated_norm: ResidualModulatedNorm
+    frame_cross_attention: FrameCrossAttention
