@@ -1,0 +1,1 @@
+"""Training data: manifests, shards, buckets and synthetic talking characters."""
