@@ -1,0 +1,205 @@
+"""Weights in safetensors files: written whole or not at all, loaded with a report of the keys. No pickle anywhere."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class CheckpointError(ValueError):
+    """A weight file is missing, truncated, no safetensors file, or does not fit the module."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """A tensor whose shape differs between module and file."""
+
+    key: str
+    expected: tuple[int, ...]
+    found: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyReport:
+    """Difference between the keys of a module and those of its files.
+
+    Attributes:
+        missing: Keys of the module that no file holds.
+        unexpected: Keys of the files that the module does not have.
+        mismatched: Keys on both sides with different shapes.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[Mismatch, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether module and files hold the same keys in the same shapes."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(keys)} {name} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for name, keys in (("missing", self.missing), ("unexpected", self.unexpected))
+            if keys
+        ]
+        parts += [
+            f"{m.key} has shape {m.found} in the file, the module wants {m.expected}" for m in self.mismatched[:3]
+        ]
+        if len(self.mismatched) > 3:
+            parts.append(f"{len(self.mismatched) - 3} more of other shapes")
+        return "; ".join(parts) or "all keys match"
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to ``path``: through a temporary file beside it, so that a reader never sees half of it.
+
+    Args:
+        tensors: By key, on any device; views that share memory are written each on its own.
+        path: Replaced if it exists.
+        metadata: Strings for the header of the file.
+
+    Raises:
+        CheckpointError: the file cannot be written; a file that was there before is left as it was.
+    """
+    path = Path(path)
+    seen: set[int] = set()
+    flat: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        # safetensors refuses tensors that share memory, or that see only a part of theirs.
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        flat[key] = value
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        save_file(flat, temporary, dict(metadata or {}))
+        # mkstemp makes files that nobody else may read; weights get the rights of any new file.
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def load_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a file by key, on the CPU, backed by the file's memory mapping.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no safetensors file.
+    """
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Strings in the header of a file.
+
+    Raises:
+        CheckpointError: as :func:`load_safetensors`.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def load_state(
+    module: nn.Module,
+    paths: str | Path | Iterable[str | Path],
+    strict: bool = True,
+    dtype: torch.dtype | None = None,
+) -> KeyReport:
+    """Load a module from one file or several shards.
+
+    All headers are compared with the module before any tensor is touched: a refused checkpoint leaves the module as it
+    was. Tensors on ``meta`` are replaced shard by shard; others keep their device, and their dtype unless one is given.
+
+    Args:
+        module: May live on ``meta``.
+        paths: Shards; together they hold each key once.
+        strict: Raise unless the keys and shapes are the same. Otherwise tensors that fit are loaded, the rest is left.
+        dtype: Dtype of all floating tensors of the module afterwards; that of the files for tensors on ``meta`` and that
+            of the module for others where None.
+
+    Returns:
+        What did not match.
+
+    Raises:
+        CheckpointError: a file cannot be read, a key is in two shards, or (strict) something does not match.
+    """
+    shards = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    targets = module.state_dict(keep_vars=True)
+    shapes = _shapes(shards)
+    report = KeyReport(
+        missing=tuple(key for key in targets if key not in shapes),
+        unexpected=tuple(key for key in shapes if key not in targets),
+        mismatched=tuple(
+            Mismatch(key=key, expected=tuple(target.shape), found=shapes[key])
+            for key, target in targets.items()
+            if key in shapes and tuple(target.shape) != shapes[key]
+        ),
+    )
+    if strict and not report.exact:
+        raise CheckpointError(f"{', '.join(map(str, shards))}: does not fit {type(module).__name__}: {report}")
+    skipped = {mismatch.key for mismatch in report.mismatched} | set(report.unexpected)
+    for shard in shards:
+        with _opened(shard) as file:
+            state = {
+                key: _cast(file.get_tensor(key), targets[key], dtype)
+                for key in file.keys()  # noqa: SIM118
+                if key not in skipped
+            }
+        module.load_state_dict(state, strict=False, assign=True)
+    return report
+
+
+def _cast(value: Tensor, target: Tensor, dtype: torch.dtype | None) -> Tensor:
+    device = value.device if target.is_meta else target.device
+    if not target.is_floating_point():
+        return value.to(device, target.dtype)
+    wanted = dtype or (value.dtype if target.is_meta else target.dtype)
+    return value.to(device, wanted)
+
+
+def _shapes(shards: list[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard in shards:
+        with _opened(shard) as file:
+            for key in file.keys():  # noqa: SIM118
+                if key in shapes:
+                    raise CheckpointError(f"{shard}: key {key!r} is in an earlier shard too")
+                shapes[key] = tuple(file.get_slice(key).get_shape())
+    return shapes
+
+
+def _opened(path: str | Path) -> Any:
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such weight file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
