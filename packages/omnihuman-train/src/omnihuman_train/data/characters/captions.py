@@ -20,16 +20,26 @@ def gesture_words(gesture: str, side: int, kind: str) -> str:
 
 
 def write_caption(
-    rng: np.random.Generator, looks: list[Look], background: str, framing: str, speech: str, gesture: str | None, side: int
+    rng: np.random.Generator,
+    looks: list[Look],
+    background: str,
+    framing: str,
+    speech: str,
+    gesture: str | None,
+    side: int,
 ) -> str:
     """A caption that names kind, hair, clothes, background, framing, gesture (`None`: hands unseen) and speech."""
     view, voice = FRAMING_WORDS[framing], SPEECH_WORDS[speech]
     if len(looks) == 2:
         first, second = (f"{'an' if x.hair_name[0] in 'aeiou' else 'a'} {x.hair_name} haired {x.kind}" for x in looks)
-        return f"two cartoon characters, {first} and {second} on {_a(background)} background, {view}, {voice}"
+        acts = [gesture.replace("waving", "waving a hand")] if gesture else []
+        who = f"two cartoon characters, {first} and {second} on {_a(background)} background"
+        return ", ".join([who, view, *acts, voice])
     look = looks[0]
     who = f"a cartoon {look.kind}"
     has = f"{look.hair_name} {HAIR_WORDS[look.kind]}"
+    if look.kind == "robot":
+        has = f"a {has}"
     wears = f"{_a(look.clothes_name)} shirt"
     where = f"on {_a(background)} background"
     acts = [gesture_words(gesture, side, look.kind)] if gesture else []

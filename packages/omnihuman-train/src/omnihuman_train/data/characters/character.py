@@ -8,12 +8,13 @@ two gloves have colours that nothing else in a picture has; measures read the pi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from omnihuman_train.data.characters.motion import Motion
+from omnihuman_train.data.characters.motion import HAND_REACH, Motion
 from omnihuman_train.data.characters.shapes import Canvas
 
 RGB = tuple[float, float, float]
@@ -21,24 +22,49 @@ RGB = tuple[float, float, float]
 MOUTH_INTERIOR: RGB = (0.35, 0.02, 0.08)
 LEFT_GLOVE: RGB = (1.0, 0.9, 0.05)
 RIGHT_GLOVE: RGB = (0.05, 0.88, 0.95)
-MOUTH_TOP, MOUTH_HALF_WIDTH, MOUTH_HALF_HEIGHT = 0.36, 0.40, 0.29
+MOUTH_TOP, MOUTH_HALF_WIDTH, MOUTH_HALF_HEIGHT = 0.36, 0.40, 0.27
 GLOVE_RADIUS = 0.28
+# size of the lips, in head units, and how much full rounding narrows the mouth
+LIP_SIZE, ROUNDING = 0.065, 0.2
+# half sizes of the box put round a mouth, in half sizes of the fully open mouth
+MOUTH_BOX_GROWTH = (1.25, 1.3)
 
 KINDS = ("woman", "man", "robot", "cat")
 HAIR_COLOURS: dict[str, RGB] = {
-    "red": (0.80, 0.26, 0.16), "blonde": (0.93, 0.76, 0.46), "brown": (0.45, 0.28, 0.17), "black": (0.16, 0.15, 0.18),
-    "white": (0.92, 0.91, 0.92), "pink": (0.95, 0.52, 0.70), "green": (0.30, 0.62, 0.32),
+    "red": (0.80, 0.26, 0.16),
+    "blonde": (0.93, 0.76, 0.46),
+    "brown": (0.45, 0.28, 0.17),
+    "black": (0.16, 0.15, 0.18),
+    "white": (0.92, 0.91, 0.92),
+    "pink": (0.95, 0.52, 0.70),
+    "green": (0.30, 0.62, 0.32),
 }
 CLOTHES_COLOURS: dict[str, RGB] = {
-    "red": (0.86, 0.22, 0.22), "blue": (0.22, 0.38, 0.82), "green": (0.22, 0.60, 0.32), "purple": (0.55, 0.28, 0.70),
-    "orange": (0.94, 0.52, 0.18), "white": (0.93, 0.93, 0.93), "gray": (0.50, 0.50, 0.54), "pink": (0.94, 0.55, 0.72),
+    "red": (0.86, 0.22, 0.22),
+    "blue": (0.22, 0.38, 0.82),
+    "green": (0.22, 0.60, 0.32),
+    "purple": (0.55, 0.28, 0.70),
+    "orange": (0.94, 0.52, 0.18),
+    "white": (0.93, 0.93, 0.93),
+    "gray": (0.50, 0.50, 0.54),
+    "pink": (0.94, 0.55, 0.72),
 }
 BACKGROUND_COLOURS: dict[str, RGB] = {
-    "blue": (0.58, 0.70, 0.90), "green": (0.60, 0.82, 0.60), "pink": (0.93, 0.73, 0.80), "purple": (0.70, 0.62, 0.86),
-    "gray": (0.72, 0.72, 0.74), "white": (0.95, 0.95, 0.95), "orange": (0.96, 0.76, 0.54), "brown": (0.66, 0.54, 0.44),
+    "blue": (0.58, 0.70, 0.90),
+    "green": (0.60, 0.82, 0.60),
+    "pink": (0.93, 0.73, 0.80),
+    "purple": (0.70, 0.62, 0.86),
+    "gray": (0.72, 0.72, 0.74),
+    "white": (0.95, 0.95, 0.95),
+    "orange": (0.96, 0.76, 0.54),
+    "brown": (0.66, 0.54, 0.44),
 }
 SKIN_COLOURS: tuple[RGB, ...] = (
-    (0.98, 0.84, 0.74), (0.94, 0.76, 0.62), (0.85, 0.64, 0.48), (0.72, 0.51, 0.36), (0.60, 0.42, 0.31),
+    (0.98, 0.84, 0.74),
+    (0.94, 0.76, 0.62),
+    (0.85, 0.64, 0.48),
+    (0.72, 0.51, 0.36),
+    (0.60, 0.42, 0.31),
 )
 FUR_COLOURS: tuple[RGB, ...] = ((0.95, 0.88, 0.78), (0.92, 0.70, 0.46), (0.74, 0.74, 0.78), (0.88, 0.88, 0.90))
 METAL_COLOURS: tuple[RGB, ...] = ((0.74, 0.79, 0.86), (0.80, 0.80, 0.84), (0.66, 0.78, 0.74))
@@ -119,31 +145,46 @@ class Pose:
     hands: Tensor
     elbows: Tensor
 
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        return self.unit * self.tilt.cos(), self.unit * self.tilt.sin()
+
     def on_head(self, x: float, y: float | Tensor) -> tuple[Tensor, Tensor]:
         """Pixel position of a point of the head given in head units; turns with the head."""
-        cos, sin = self.tilt.cos(), self.tilt.sin()
-        return (
-            self.head[:, 0] + self.unit * (cos * x - sin * y),
-            self.head[:, 1] + self.unit * (sin * x + cos * y),
-        )
+        cos, sin = self._axes
+        return self.head[:, 0] + (cos * x - sin * y), self.head[:, 1] + (sin * x + cos * y)
+
+    def turn(self, points: Tensor) -> Tensor:
+        """Pixel positions (N, K, 2) of points of the head, (K, 2) or (N, K, 2) in head units."""
+        cos, sin = (axis[:, None] for axis in self._axes)
+        x, y = points.unbind(-1)
+        return self.head[:, None] + torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
 
     def on_body(self, x: float, y: float) -> tuple[Tensor, Tensor]:
         """Pixel position of a point of the body given in head units."""
         return self.body[:, 0] + self.unit * x, self.body[:, 1] + self.unit * y
 
 
-def make_pose(motion: Motion, origin: Tensor, unit: float, short_side: int) -> Pose:
-    """Turns motion curves into pixels; `origin` (N, 2) is where the head rests."""
+def make_pose(motion: Motion, origin: Tensor, unit: float, short_side: int, *, reach: float) -> Pose:
+    """Turns motion curves into pixels.
+
+    Args:
+        motion: N values a curve.
+        origin: (N, 2) where the head rests, in pixels.
+        unit: pixels per head unit.
+        short_side: of the picture, in pixels.
+        reach: how far from the middle hands may go, in head units; gestures are narrowed to fit.
+    """
     sway = torch.from_numpy(motion.sway) * short_side
     head, body = origin + sway, origin + 0.35 * sway
-    hands = body[:, None] + unit * torch.from_numpy(motion.hands)
+    narrow = torch.tensor([min(1.0, reach / HAND_REACH), 1.0])
+    hands = body[:, None] + unit * narrow * torch.from_numpy(motion.hands)
     shoulders = body[:, None] + unit * torch.tensor([[0.52, 1.2], [-0.52, 1.2]])
-    reach = (hands - shoulders).norm(dim=-1, keepdim=True)
+    span = (hands - shoulders).norm(dim=-1, keepdim=True)
     # arms of two equal bones bend outwards at the elbow
-    bend = ((0.72 * unit) ** 2 - (reach / 2).square()).clamp_min(0.0).sqrt()
-    along = (hands - shoulders) / reach.clamp_min(1e-3)
-    normal = torch.stack([along[..., 1], -along[..., 0]], dim=-1) * torch.tensor([1.0, -1.0])[None, :, None]
-    elbows = (hands + shoulders) / 2 + 0.6 * bend * normal
+    bend = ((0.72 * unit) ** 2 - (span / 2).square()).clamp_min(0.0).sqrt()
+    outwards = torch.tensor([[0.75, 0.55], [-0.75, 0.55]])
+    elbows = (hands + shoulders) / 2 + 0.6 * bend * outwards
     return Pose(unit=unit, head=head, body=body, tilt=torch.from_numpy(motion.tilt), hands=hands, elbows=elbows)
 
 
@@ -152,17 +193,24 @@ def draw_character(canvas: Canvas, look: Look, pose: Pose, motion: Motion, *, ar
 
     Args:
         canvas: N frames.
-        look, pose, motion: the character, N values each.
+        look: colours and sizes.
+        pose: places, N values each.
+        motion: eyelids and mouth, N values each.
         arms: whether arms and gloves are in the picture.
         legs: whether legs are.
     """
+    unit = pose.unit
     _draw_back_hair(canvas, look, pose)
     _draw_body(canvas, look, pose, legs=legs)
+    if arms:
+        _draw_sleeves(canvas, look, pose)
     _draw_head(canvas, look, pose)
     _draw_eyes(canvas, look, pose, motion)
     _draw_mouth(canvas, look, pose, motion)
     if arms:
-        _draw_arms(canvas, look, pose)
+        for hand, glove in enumerate((LEFT_GLOVE, RIGHT_GLOVE)):
+            x, y = pose.hands[:, hand].unbind(-1)
+            canvas.ellipse(x, y, GLOVE_RADIUS * unit, GLOVE_RADIUS * unit, glove)
 
 
 def _bottom(look: Look, colour: RGB) -> RGB | None:
@@ -198,10 +246,7 @@ def _draw_body(canvas: Canvas, look: Look, pose: Pose, *, legs: bool) -> None:
     canvas.box(*pose.on_body(0.0, 1.05), 0.24 * u, 0.35 * u, 0.1 * u, shade(look.skin, 0.88))
     # a body without legs reaches below the picture
     half = 0.68 if legs else 1.6
-    canvas.box(
-        *pose.on_body(0.0, 1.08 + half), 0.64 * u, half * u, 0.34 * u, look.clothes,
-        bottom=shade(look.clothes, 0.9) if look.shaded else None,
-    )
+    canvas.box(*pose.on_body(0.0, 1.08 + half), 0.64 * u, half * u, 0.34 * u, look.clothes)
 
 
 def _draw_head(canvas: Canvas, look: Look, pose: Pose) -> None:
@@ -212,8 +257,8 @@ def _draw_head(canvas: Canvas, look: Look, pose: Pose) -> None:
             canvas.ellipse(*pose.on_head(side * w, 0.15), 0.14 * u, 0.24 * u, look.hair)
         x, y = pose.on_head(0.0, 0.06)
         canvas.box(x, y, 0.96 * w * u, 0.88 * u, 0.36 * u, skin, angle=pose.tilt, bottom=under)
-        x, y = pose.on_head(0.0, -0.62)
-        canvas.box(x, y, 0.5 * u, 0.1 * u, 0.1 * u, look.hair, angle=pose.tilt)
+        x, y = pose.on_head(0.0, -0.6)
+        canvas.box(x, y, 0.5 * u, 0.15 * u, 0.12 * u, look.hair, angle=pose.tilt)
         return
     if look.kind == "cat":
         x, y = pose.on_head(0.0, 0.1)
@@ -233,8 +278,8 @@ def _draw_head(canvas: Canvas, look: Look, pose: Pose) -> None:
         canvas.ellipse(*pose.on_head(0.0, -0.72), 0.7 * u, 0.26 * u, look.hair, angle=pose.tilt)
     else:
         for side in (-1.0, 1.0):
-            x, y = pose.on_head(0.42 * side, -0.62)
-            canvas.ellipse(x, y, 0.52 * u, 0.24 * u, look.hair, angle=pose.tilt - 0.35 * side)
+            x, y = pose.on_head(0.34 * side, -0.63)
+            canvas.ellipse(x, y, 0.5 * u, 0.28 * u, look.hair, angle=pose.tilt + 0.3 * side)
 
 
 def _draw_eyes(canvas: Canvas, look: Look, pose: Pose, motion: Motion) -> None:
@@ -259,12 +304,12 @@ def mouth_geometry(pose: Pose, motion: Motion) -> tuple[Tensor, Tensor, Tensor, 
     opening, rounding = torch.from_numpy(motion.mouth_open), torch.from_numpy(motion.rounding)
     half_height = MOUTH_HALF_HEIGHT * opening
     x, y = pose.on_head(0.0, MOUTH_TOP + half_height)
-    return x, y, pose.unit * MOUTH_HALF_WIDTH * (1 - 0.2 * rounding), pose.unit * half_height
+    return x, y, pose.unit * MOUTH_HALF_WIDTH * (1 - ROUNDING * rounding), pose.unit * half_height
 
 
 def _draw_mouth(canvas: Canvas, look: Look, pose: Pose, motion: Motion) -> None:
     x, y, half_width, half_height = mouth_geometry(pose, motion)
-    lip_size = 0.065 * pose.unit
+    lip_size = LIP_SIZE * pose.unit
     lip = tuple(0.72 * s + 0.28 * r for s, r in zip(look.skin, (0.72, 0.25, 0.28), strict=True))
     canvas.ellipse(x, y, half_width + lip_size, half_height + lip_size, lip, angle=pose.tilt)
     # below half a pixel an ellipse has no inside left: it fades instead
@@ -272,11 +317,9 @@ def _draw_mouth(canvas: Canvas, look: Look, pose: Pose, motion: Motion) -> None:
     canvas.ellipse(x, y, half_width, half_height.clamp_min(0.5), MOUTH_INTERIOR, angle=pose.tilt, opacity=seen)
 
 
-def _draw_arms(canvas: Canvas, look: Look, pose: Pose) -> None:
+def _draw_sleeves(canvas: Canvas, look: Look, pose: Pose) -> None:
     u, sleeve = pose.unit, shade(look.clothes, 0.86)
-    for hand, (side, glove) in enumerate(((1.0, LEFT_GLOVE), (-1.0, RIGHT_GLOVE))):
-        elbow, wrist = pose.elbows[:, hand].unbind(-1), pose.hands[:, hand].unbind(-1)
-        canvas.capsule(*pose.on_body(0.52 * side, 1.25), *elbow, 0.17 * u, sleeve)
-        canvas.capsule(*elbow, *wrist, 0.16 * u, sleeve)
-    for hand, glove in enumerate((LEFT_GLOVE, RIGHT_GLOVE)):
-        canvas.ellipse(*pose.hands[:, hand].unbind(-1), GLOVE_RADIUS * u, GLOVE_RADIUS * u, glove)
+    for hand, side in enumerate((1.0, -1.0)):
+        (elbow_x, elbow_y), (wrist_x, wrist_y) = pose.elbows[:, hand].unbind(-1), pose.hands[:, hand].unbind(-1)
+        canvas.capsule(*pose.on_body(0.52 * side, 1.25), elbow_x, elbow_y, 0.17 * u, sleeve)
+        canvas.capsule(elbow_x, elbow_y, wrist_x, wrist_y, 0.16 * u, sleeve)

@@ -15,10 +15,10 @@ from torch import Tensor
 from omnihuman_train.data.characters.captions import write_caption
 from omnihuman_train.data.characters.character import (
     BACKGROUND_COLOURS,
+    MOUTH_BOX_GROWTH,
     MOUTH_HALF_HEIGHT,
     MOUTH_HALF_WIDTH,
     MOUTH_TOP,
-    RGB,
     Look,
     Pose,
     draw_character,
@@ -41,6 +41,8 @@ from omnihuman_train.data.characters.voices import (
 
 FRAMINGS = ("face", "half", "whole")
 HELDOUT_START = 1 << 30
+# where the background is read, as x0, y0, x1, y1
+CORNERS = ((0.0, 0.0, 0.12, 0.1), (0.88, 0.0, 1.0, 0.1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +99,17 @@ def voice_family(seed: int) -> str:
 def _layout(framing: str, persons: int, height: int, width: int) -> tuple[float, float]:
     """Pixels per head unit, and the resting height of the head in heights of the picture."""
     share = width / persons
+    if framing == "whole":
+        return min(0.178 * height, (0.275 if persons == 1 else 0.335) * share), 0.26
     if framing == "face":
-        return min(0.36 * height, 0.37 * share if persons == 1 else 0.42 * share), 0.5
-    if framing == "half":
-        return min(0.29 * height, (0.265 if persons == 1 else 0.33) * share), 0.38
-    return min(0.178 * height, (0.275 if persons == 1 else 0.33) * share), 0.26
+        unit, rest, shown = min(0.36 * height, (0.37 if persons == 1 else 0.42) * share), 0.5, 1.7
+    else:
+        unit, rest, shown = min(0.29 * height, (0.265 if persons == 1 else 0.335) * share), 0.38, 2.5
+    # a narrow picture shows no more of the body than `shown` head units: the head sinks instead
+    return unit, max(rest, 1 - shown * unit / height)
 
 
-def _background(
-    rng: np.random.Generator, height: int, width: int, pan: Tensor | None
-) -> tuple[Tensor, dict[str, Any]]:
+def _background(rng: np.random.Generator, height: int, width: int, pan: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
     """A still, smooth background (1 or N, 3, H, W), and what it is."""
     name = list(BACKGROUND_COLOURS)[int(rng.integers(len(BACKGROUND_COLOURS)))]
     colour = vary(rng, BACKGROUND_COLOURS[name], 0.04)
@@ -124,7 +127,20 @@ def _background(
         pattern = 0.05 * torch.sin(phase[None, None] - shift[:, None, None, None])
     else:
         pattern = torch.zeros(1, 1, height, width)
-    return (base + pattern).clamp(0, 1), {"background_name": name, "background_style": style, "background": colour}
+    image = (base + pattern).clamp(0, 1)
+    # what is seen in the corners, where nothing stands in front: the mean of a pattern is not what is there
+    corners = torch.stack([image[:, :, _rows(b, height), _columns(b, width)].mean(dim=(0, 2, 3)) for b in CORNERS])
+    red, green, blue = corners.mean(0).tolist()
+    described = {"background_name": name, "background_style": style, "background": (red, green, blue)}
+    return image, described
+
+
+def _rows(box: tuple[float, float, float, float], height: int) -> slice:
+    return slice(round(box[1] * height), max(round(box[3] * height), 1))
+
+
+def _columns(box: tuple[float, float, float, float], width: int) -> slice:
+    return slice(min(round(box[0] * width), width - 1), max(round(box[2] * width), 1))
 
 
 def _region(pose: Pose, x: float, y: float, half_x: float, half_y: float, height: int, width: int) -> list[float]:
@@ -136,24 +152,25 @@ def _region(pose: Pose, x: float, y: float, half_x: float, half_y: float, height
 
 
 def _describe(look: Look, pose: Pose, height: int, width: int) -> dict[str, Any]:
-    hair_y = {"robot": -0.62, "cat": -0.62}.get(look.kind, -0.86)
-    hair_half = (0.3, 0.07) if look.kind == "robot" else (0.18, 0.1)
-    under = shade(look.skin, 0.94) if look.shaded else look.skin
+    hair_y = {"robot": -0.6, "cat": -0.62}.get(look.kind, -0.86)
+    hair_half = (0.3, 0.05) if look.kind == "robot" else (0.18, 0.08)
+    skin = shade(look.skin, 0.94) if look.shaded else look.skin
     return {
         "kind": look.kind, "hair_name": look.hair_name, "clothes_name": look.clothes_name,
         "hair_style": look.hair_style,
-        "colours": {"skin": under, "hair": look.hair, "clothes": look.clothes},
+        "colours": {"skin": skin, "hair": look.hair, "clothes": look.clothes},
         "regions": {
             "skin": _region(pose, 0.0, -0.08 if look.kind != "cat" else 0.0, 0.12, 0.12, height, width),
             "hair": _region(pose, 0.0, hair_y, *hair_half, height, width),
-            "clothes": _region(pose, 0.0, 1.42, 0.22, 0.12, height, width),
+            "clothes": _region(pose, 0.0, 1.26, 0.22, 0.07, height, width),
         },
     }  # fmt: skip
 
 
 def _mouth_box(pose: Pose, height: int, width: int) -> Tensor:
     x, y = pose.on_head(0.0, MOUTH_TOP + MOUTH_HALF_HEIGHT)
-    reach_x, reach_y = 1.25 * MOUTH_HALF_WIDTH * pose.unit, 1.3 * MOUTH_HALF_HEIGHT * pose.unit
+    reach_x = MOUTH_BOX_GROWTH[0] * MOUTH_HALF_WIDTH * pose.unit
+    reach_y = MOUTH_BOX_GROWTH[1] * MOUTH_HALF_HEIGHT * pose.unit
     box = torch.stack(
         [(x - reach_x) / width, (y - reach_y) / height, (x + reach_x) / width, (y + reach_y) / height], dim=-1
     )
@@ -176,7 +193,8 @@ def make_clip(
     Args:
         seed: from `split_seed`.
         num_frames: T, at 25 fps.
-        height, width: pixels; at least 16.
+        height: H in pixels, at least 16.
+        width: W in pixels, at least 16.
         framing: "face", "half" or "whole"; random when `None`.
         speech: "speech", "singing", "silence" or "noise"; random when `None` (75, 10, 8, 7 %).
         persons: 1 or 2; random when `None` (8 % two, never in portrait). Two speak in chorus.
@@ -222,12 +240,10 @@ def make_clip(
         origin = origin.repeat(num_frames + 1, 1)
         if pan is not None:
             origin[:, 0] += pan
-        pose = make_pose(motion, origin, unit, min(height, width))
+        pose = make_pose(motion, origin, unit, min(height, width), reach=0.5 * width / persons / unit - 0.32)
         draw_character(canvas, look, pose, motion, arms=arms, legs=framing == "whole")
         if person == 0:
-            keypoints = keypoints_of(
-                look, pose, motion, arms=arms, legs=framing == "whole", height=height, width=width
-            )
+            keypoints = keypoints_of(look, pose, motion, arms=arms, legs=framing == "whole", height=height, width=width)
         looks.append(look)
         poses.append(pose)
         boxes.append(_mouth_box(pose, height, width))
@@ -240,7 +256,7 @@ def make_clip(
         "seed": seed, "framing": framing, "speech": speech, "gesture": gesture if arms else None,
         "gesture_side": ("left", "right")[side], "persons": persons, "people": people, "camera_pan": pan is not None,
         "head_unit": unit, "voice": voice.attributes, **described,
-        "background_regions": [[0.0, 0.0, 0.12, 0.1], [0.88, 0.0, 1.0, 0.1]],
+        "background_regions": [list(box) for box in CORNERS],
     }  # fmt: skip
     caption = write_caption(rng, looks, described["background_name"], framing, speech, attributes["gesture"], side)
     return CharacterClip(

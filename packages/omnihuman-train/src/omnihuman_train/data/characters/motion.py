@@ -14,6 +14,8 @@ import numpy as np
 from omnihuman_train.data.characters.voices import FRAME_RATE, Array
 
 GESTURES = ("arms down", "waving", "raising both hands", "talking with both hands", "moving both hands")
+# no gesture takes a hand further from the middle, in head units
+HAND_REACH = 1.5
 REST = np.array([[0.98, 1.95], [-0.98, 1.95]], np.float32)
 
 

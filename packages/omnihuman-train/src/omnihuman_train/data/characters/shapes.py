@@ -21,8 +21,10 @@ def sd_ellipse(dx: Tensor, dy: Tensor, rx: Scalar, ry: Scalar) -> Tensor:
     """Distance to an ellipse with half axes `rx`, `ry`, in pixels; exact for a disc, first order near the edge else.
 
     Args:
-        dx, dy: offsets from the centre in pixels, any shapes that broadcast.
-        rx, ry: half axes in pixels, > 0.
+        dx: offsets from the centre in pixels.
+        dy: offsets from the centre in pixels, of a shape that broadcasts with `dx`.
+        rx: half axis along x in pixels, > 0.
+        ry: half axis along y in pixels, > 0.
     """
     u, v = (dx / rx).square(), (dy / ry).square()
     level = u + v
@@ -150,7 +152,7 @@ class Canvas:
         if bottom is not None:
             blend = torch.linspace(0, 1, y1 - y0)[None, :, None]
             paint = paint + (torch.tensor(tuple(bottom))[:, None, None] - paint) * blend
-        view += (paint - view) * alpha[:, None]
+        view.lerp_(paint, alpha[:, None])
 
 
 def _per_frame(value: Scalar) -> Scalar:

@@ -20,16 +20,16 @@ SPEECH_KINDS = ("speech", "singing", "silence", "noise")
 TRAIN_FAMILIES = ("low", "high", "creaky", "breathy")
 HELDOUT_FAMILY = "childlike"
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]
 
 # vowel -> F1, F2, F3 in Hz, mouth opening, lip rounding
 VOWELS: dict[str, tuple[float, float, float, float, float]] = {
     "a": (730, 1090, 2440, 1.00, 0.1),
     "ae": (660, 1720, 2410, 0.85, 0.0),
-    "e": (530, 1840, 2480, 0.62, 0.0),
-    "o": (570, 840, 2410, 0.62, 0.8),
-    "i": (270, 2290, 3010, 0.36, 0.0),
-    "u": (300, 870, 2240, 0.30, 1.0),
+    "e": (530, 1840, 2480, 0.68, 0.0),
+    "o": (570, 840, 2410, 0.68, 0.8),
+    "i": (270, 2290, 3010, 0.44, 0.0),
+    "u": (300, 870, 2240, 0.38, 1.0),
 }
 # consonant -> voiced level, noise level, noise centre in Hz, mouth opening
 CONSONANTS: dict[str, tuple[float, float, float, float]] = {
@@ -239,7 +239,13 @@ def synthesise(seed: int, num_frames: int, *, kind: str = "speech", family: str 
 
 
 def _voice(
-    score: _Score, rng: np.random.Generator, samples: int, f0: float, scale: float, breath: float, jitter: float,
+    score: _Score,
+    rng: np.random.Generator,
+    samples: int,
+    f0: float,
+    scale: float,
+    breath: float,
+    jitter: float,
     singing: bool,
 ) -> Array:
     """The waveform of a score, at about unit loudness while a wide vowel sounds."""

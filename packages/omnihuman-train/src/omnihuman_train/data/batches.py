@@ -1,0 +1,132 @@
+"""Training batches as functions of the step number: nothing to save, nothing to replay when a run resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omnihuman_core.dropout import draw_keep
+from torch import Tensor
+
+from omnihuman_train.checkpointing import step_generator
+from omnihuman_train.config import RunConfig, SegmentConfig
+from omnihuman_train.data.cached import Shards, shard_paths
+from omnihuman_train.data.clips import from_bytes
+from omnihuman_train.data.latents import box_mask
+from omnihuman_train.stages import Stage, stage_at
+
+# Streams of random numbers of one step, apart from each other.
+DATA_STREAM, NOISE_STREAM = 0, 1
+
+
+class Buckets:
+    """Samples of equal shape, bucket by bucket; a batch comes from one bucket, drawn by the number of its samples."""
+
+    def __init__(self, folder: Path, keys: tuple[str, ...] | None = None) -> None:
+        folders = sorted(path for path in folder.iterdir() if path.is_dir())
+        if not folders:
+            raise ValueError(f"{folder}: no size buckets here; render or encode the clips first")
+        self.buckets = [Shards(shard_paths(path), keys) for path in folders]
+        self._weights = torch.tensor([float(len(bucket)) for bucket in self.buckets])
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Shards, Tensor]:
+        """A bucket and ``(B,)`` indices into it."""
+        bucket = self.buckets[int(torch.multinomial(self._weights, 1, generator=generator))]
+        return bucket, torch.randint(len(bucket), (batch_size,), generator=generator)
+
+
+class VideoBatches:
+    """Short windows of rendered clips for the VAE: ``video`` in [-1, 1] and its loss ``weight``."""
+
+    def __init__(self, folder: Path, run: RunConfig, *, frames: int, mouth_weight: float) -> None:
+        self._data = Buckets(folder, ("video", "mouth_box"))
+        self._run, self._frames, self._mouth_weight = run, frames, mouth_weight
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """Batch of ``step``: ``video`` (B, 3, T, H, W), ``weight`` (B, 1, T, H, W)."""
+        generator = step_generator(self._run.seed, step, DATA_STREAM)
+        bucket, indices = self._data.draw(self._run.batch_size, generator)
+        video, boxes = bucket.tensors["video"], bucket.tensors["mouth_box"]
+        starts = torch.randint(video.shape[2] - self._frames + 1, (len(indices),), generator=generator).tolist()
+        rows = list(zip(indices.tolist(), starts, strict=True))
+        pixels = from_bytes(torch.stack([video[i, :, s : s + self._frames] for i, s in rows]))
+        size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
+        mouths = torch.stack([box_mask(boxes[i, s : s + self._frames], *size) for i, s in rows])
+        return {"video": pixels, "weight": 1 + (self._mouth_weight - 1) * mouths[:, None].float()}
+
+
+class FlowBatches:
+    """Segments of encoded clips for the backbone, with the keep draws of the stage that the step belongs to.
+
+    Args:
+        folder: Encoded clips, one folder per size bucket.
+        run: Seed and batch size.
+        segment: Frames of a sample.
+        stages: Stages in order.
+        text_extractor: Gives ids of the captions.
+        pose_extractor: Draws skeleton maps.
+        spatial_stride: Pixels behind a latent position, for the size of the maps.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run: RunConfig,
+        segment: SegmentConfig,
+        stages: tuple[Stage, ...],
+        *,
+        text_extractor: Any,
+        pose_extractor: Any,
+        spatial_stride: int,
+    ) -> None:
+        self._data = Buckets(folder)
+        self._run, self._segment, self._stages = run, segment, stages
+        self._pose_extractor, self._stride = pose_extractor, spatial_stride
+        self._texts = {id(b): text_extractor.extract(b.texts["caption"]) for b in self._data.buckets}
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """Batch of ``step``; see :class:`omnihuman_train.objective.FlowObjective` for its keys."""
+        generator = step_generator(self._run.seed, step, DATA_STREAM)
+        bucket, indices = self._data.draw(self._run.batch_size, generator)
+        rows = {key: value[indices] for key, value in bucket.tensors.items()}
+        text = self._texts[id(bucket)]
+        keep = draw_keep(
+            len(indices),
+            vars(stage_at(self._stages, step).ratios),
+            {"audio": rows["has_audio"], "pose": rows["has_pose"]},
+            generator,
+        )
+        latents = rows["latents"].float()
+        start, motion = self._window(latents.shape[2], generator)
+        return {
+            "latents": latents,
+            "start": start,
+            "stop": start + self._segment.latent_frames,
+            "motion_latents": motion,
+            "reference": rows["reference"].float(),
+            "text_values": text.values[indices],
+            "text_mask": text.mask[indices],
+            "audio": rows["audio"].float(),
+            "pose_maps": self._maps(rows["keypoints"][keep["pose"]].float(), latents),
+            "keep": keep,
+            "has_audio": rows["has_audio"],
+            "mouth_open": rows["mouth_open"],
+            "mouth_region": rows["mouth_region"],
+            "hand_region": rows["hand_region"],
+            "generator": step_generator(self._run.seed, step, NOISE_STREAM),
+        }
+
+    def _window(self, latent_frames: int, generator: torch.Generator) -> tuple[int, int]:
+        """First latent frame of the segment and its motion latents."""
+        continuing = bool(torch.rand((), generator=generator) < self._segment.continuing_ratio)
+        latest = latent_frames - self._segment.latent_frames
+        # A continuing segment never holds latent frame 0, which covers one pixel frame and the others four.
+        start = int(torch.randint(1, latest + 1, (), generator=generator)) if continuing and latest else 0
+        return start, self._segment.motion_latents if continuing else 0
+
+    def _maps(self, keypoints: Tensor, latents: Tensor) -> Tensor | None:
+        if not len(keypoints):
+            return None
+        size = (latents.shape[-2] * self._stride, latents.shape[-1] * self._stride)
+        return torch.stack([self._pose_extractor.extract(points, size=size) for points in keypoints])
