@@ -1,0 +1,1 @@
+"""Voice: media files, features, alignment to video frames, and the trainable encoder."""

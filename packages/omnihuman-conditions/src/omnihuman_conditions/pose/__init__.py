@@ -1,0 +1,1 @@
+"""Pose: keypoint files, skeleton maps, and the trainable guider."""
