@@ -1,0 +1,44 @@
+"""Eager rotary embedding of interleaved pairs, after the norm of q and k (HunyuanVideo's layout)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omnihuman_core.ops.norm import rms_norm
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs ``(x[2i], x[2i + 1])`` by the angle whose cosine and sine are given.
+
+    Args:
+        x: ``(B, L, N, K)``.
+        cos: ``(L, K / 2)`` fp32.
+        sin: ``(L, K / 2)`` fp32.
+
+    Returns:
+        ``(B, L, N, K)`` in the dtype of ``x``; the product is taken in fp32.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, L, N, K / 2)
+    turned = torch.view_as_real(pairs * torch.complex(cos, sin)[:, None])
+    return turned.flatten(-2).to(x.dtype)  # (B, L, N, K)
+
+
+def qk_norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of each head of q and k, then :func:`apply_rope`.
+
+    Args:
+        q: ``(B, L, N, K)``.
+        k: ``(B, L, N, K)``.
+        q_weight: ``(K,)``.
+        k_weight: ``(K,)``.
+        cos: ``(L, K / 2)`` fp32; 1 where a token is not rotated.
+        sin: ``(L, K / 2)`` fp32; 0 where a token is not rotated.
+        eps: Epsilon of the norms.
+    """
+    return (
+        apply_rope(rms_norm(q, q_weight, eps=eps), cos, sin),
+        apply_rope(rms_norm(k, k_weight, eps=eps), cos, sin),
+    )
