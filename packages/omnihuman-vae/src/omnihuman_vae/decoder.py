@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from omnihuman_vae.config import CausalVAEConfig
 from omnihuman_vae.layers import Cache, CausalConv3d, PositionRMSNorm, ResidualBlock, Upsample, unfold_positions
+from omnihuman_vae.tubelet import cosine_basis
 
 
 class Decoder(nn.Module):
@@ -37,6 +38,8 @@ class Decoder(nn.Module):
         if config.tubelet_skip:
             tubelet_channels = config.in_channels * spec.temporal_stride * spec.spatial_stride**2
             self.skip = CausalConv3d(config.latent_channels, tubelet_channels, kernel=(1, 1, 1))
+            vectors, sizes = cosine_basis(self.tubelet, config.in_channels, config.latent_channels)
+            self.skip.set_matrix((vectors * sizes[:, None]).T)
             # The linear path carries the signal until the head has learnt something to add.
             nn.init.zeros_(self.head.conv.weight)
             nn.init.zeros_(self.head.conv.bias)  # type: ignore[arg-type]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnihuman_vae.config import CausalVAEConfig
 from omnihuman_vae.layers import Cache, CausalConv3d, Downsample, PositionRMSNorm, ResidualBlock, fold_positions
+from omnihuman_vae.tubelet import cosine_basis
 
 
 class Encoder(nn.Module):
@@ -43,7 +45,11 @@ class Encoder(nn.Module):
         if config.tubelet_skip:
             tubelet_channels = config.in_channels * spec.temporal_stride * spec.spatial_stride**2
             self.skip = CausalConv3d(tubelet_channels, config.latent_channels, kernel=(1, 1, 1))
-            nn.init.orthogonal_(self.skip.conv.weight.flatten(1))
+            vectors, sizes = cosine_basis(self.tubelet, config.in_channels, config.latent_channels)
+            # Latents of about unit size, whose first estimate is this linear one.
+            self.skip.set_matrix(vectors / sizes[:, None])
+            with torch.no_grad():
+                self.head.conv.weight[: config.latent_channels] *= 0.1
 
     def forward(self, video: Tensor, cache: Cache | None = None, *, starts: bool = True) -> Tensor:
         """Moments of the next frames; ``starts`` says that they open a clip."""

@@ -73,6 +73,12 @@ class CausalConv3d(nn.Module):
                 cache[self] = x[:, :, x.shape[2] - (self.kernel[0] - self.temporal_stride) :].clone()
         return self.conv(x)  # type: ignore[no-any-return]
 
+    def set_matrix(self, matrix: Tensor) -> None:
+        """Set the weight of a convolution of one position to ``(C_out, C_in)`` and its bias to zero."""
+        with torch.no_grad():
+            self.conv.weight.copy_(matrix[:, :, None, None, None])
+            nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
 
 class ResidualBlock(nn.Module):
     """Two causal convolutions around an identity; starts as the identity."""

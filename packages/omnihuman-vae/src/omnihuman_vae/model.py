@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from omnihuman_vae.decoder import Decoder
 from omnihuman_vae.distribution import DiagonalGaussian
 from omnihuman_vae.encoder import Encoder
 from omnihuman_vae.layers import Cache
+from omnihuman_vae.presets import base, tiny
 
 # exp(0.5 * logvar) stays finite in bf16 and fp16 inside these bounds.
 LOGVAR_RANGE = (-20.0, 10.0)
@@ -27,6 +28,7 @@ class CausalVideoVAE(nn.Module):
     """
 
     config_class: ClassVar[type[CausalVAEConfig]] = CausalVAEConfig
+    presets: ClassVar[dict[str, Callable[[], CausalVAEConfig]]] = {"tiny": tiny, "base": base}
     streaming_tolerance: float | None = 1e-5
     latents_mean: Tensor
     latents_std: Tensor

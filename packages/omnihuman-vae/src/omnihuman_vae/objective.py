@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -61,6 +61,8 @@ class VAEObjective:
     Raises:
         ValueError: a term has a weight but nothing to compute it with, or the other way round.
     """
+
+    config_class: ClassVar[type[VAEObjectiveConfig]] = VAEObjectiveConfig
 
     def __init__(
         self,
