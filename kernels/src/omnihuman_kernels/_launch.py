@@ -1,0 +1,174 @@
+"""How kernels are launched: tile shapes as data, the device check, scratch memory for descriptors, the interpreter.
+
+Nothing is tuned at run time. A tile shape is looked up by (op, architecture, head dim), so that what runs on a GPU is what
+the ahead-of-time tests compiled: no spills, shared memory and registers within budget. To try another shape, change the
+table and run the tests and ``benchmarks/kernels/gpu_check.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import triton
+from torch import Tensor
+
+Architecture = Literal["hopper", "blackwell", "plain", "interpreter"]
+
+# Block counts that fill any current GPU a few times over, for kernels that loop over rows.
+PERSISTENT_PROGRAMS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Shape of one program of a matrix kernel.
+
+    Attributes:
+        block_m: Query rows of a tile.
+        block_n: Key rows of a tile.
+        num_warps: Warps of the program; with ``warp_specialize`` those of one of its consumer groups.
+        num_stages: Depth of the load pipeline.
+        tma: Loads go through tensor-memory descriptors.
+        warp_specialize: A producer group loads while consumer groups compute. Only engages with ``num_warps == 4``.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    tma: bool = False
+    warp_specialize: bool = False
+
+
+_SMALL = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1)
+_SMALL_TMA = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1, tma=True, warp_specialize=True)
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its CPU interpreter (``TRITON_INTERPRET=1``)."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def require_device(x: Tensor) -> None:
+    """Reject tensors on which a kernel cannot run.
+
+    Raises:
+        ValueError: ``x`` is not on a CUDA device and kernels are not being interpreted.
+    """
+    if x.device.type != "cuda" and not interpreting():
+        raise ValueError(f"triton ops need a CUDA device; choose ops='eager' (got a tensor on {x.device.type!r})")
+
+
+@cache
+def _capability(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
+
+
+def architecture(x: Tensor) -> Architecture:
+    """Row of the tile tables for the device that holds ``x``."""
+    if interpreting():
+        return "interpreter"
+    known: dict[int, Architecture] = {9: "hopper", 10: "blackwell"}
+    return known.get(_capability(x.device.index or 0), "plain")
+
+
+def describable(*tensors: Tensor) -> bool:
+    """Whether tensor-memory descriptors can address rows of ``tensors``: 16-byte aligned base and strides, unit last stride."""
+    return all(
+        x.stride(-1) == 1
+        and x.data_ptr() % 16 == 0
+        and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
+        for x in tensors
+    )
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """``x`` itself if its last dimension is contiguous, else a contiguous copy; other strides are free."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    # The caching allocator aligns to 512 bytes, more than any descriptor asks for.
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def launch(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *args: Any, descriptors: bool = False, **options: Any) -> None:
+    """Run ``kernel`` on the device of ``tensor``.
+
+    Args:
+        kernel: A ``triton.jit`` function.
+        grid: Number of programs along each axis; an empty grid launches nothing.
+        tensor: Any argument, for its device.
+        args: Positional arguments of the kernel.
+        descriptors: The kernel builds descriptors on the device, which need scratch memory.
+        options: Constants of the kernel and compile options.
+    """
+    if 0 in grid:
+        return
+    on_device: AbstractContextManager[Any] = nullcontext()
+    if tensor.device.type == "cuda":
+        on_device = torch.cuda.device(tensor.device)
+        if descriptors:
+            # A context variable, so it must be set on every thread; autograd runs backward on one of its own.
+            allocate: Callable[[int, int, int | None], Tensor] = _scratch
+            triton.set_allocator(allocate)
+    with on_device:
+        kernel[grid](*args, **options)
+
+
+def attention_tile(kind: str, head_dim: int, x: Tensor, *, describe: bool) -> Tile:
+    """Tile of an attention kernel for the device and type of ``x``.
+
+    Args:
+        kind: A key of :data:`ATTENTION_TILES`.
+        head_dim: 32, 64 or 128.
+        x: Query, for its device and type.
+        describe: Descriptors can address the operands.
+
+    Returns:
+        The tile of ``x``'s architecture; that of the plain path if descriptors cannot be used or ``x`` is float32.
+    """
+    row = architecture(x)
+    if row == "interpreter":
+        return _SMALL_TMA if describe else _SMALL
+    if x.dtype == torch.float32:
+        return FLOAT32_TILE
+    return ATTENTION_TILES[kind, row if describe else "plain", head_dim]
+
+
+# Full-precision products run on the plain cores; small tiles keep them within the registers.
+FLOAT32_TILE = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1)
+
+ATTENTION_TILES: dict[tuple[str, str, int], Tile] = {
+    ("forward", "hopper", 128): Tile(block_m=128, block_n=128, num_warps=4, num_stages=2, tma=True, warp_specialize=True),
+    ("forward", "hopper", 64): Tile(block_m=128, block_n=128, num_warps=4, num_stages=3, tma=True, warp_specialize=True),
+    ("forward", "hopper", 32): Tile(block_m=128, block_n=128, num_warps=4, num_stages=3, tma=True, warp_specialize=True),
+    ("forward", "blackwell", 128): Tile(block_m=128, block_n=128, num_warps=8, num_stages=2, tma=True),
+    ("forward", "blackwell", 64): Tile(block_m=128, block_n=128, num_warps=8, num_stages=3, tma=True),
+    ("forward", "blackwell", 32): Tile(block_m=128, block_n=128, num_warps=8, num_stages=3, tma=True),
+    ("forward", "plain", 128): Tile(block_m=128, block_n=32, num_warps=4, num_stages=3),
+    ("forward", "plain", 64): Tile(block_m=128, block_n=64, num_warps=4, num_stages=3),
+    ("forward", "plain", 32): Tile(block_m=128, block_n=64, num_warps=4, num_stages=3),
+    ("backward_q", "hopper", 128): Tile(block_m=128, block_n=64, num_warps=8, num_stages=2, tma=True),
+    ("backward_q", "hopper", 64): Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
+    ("backward_q", "hopper", 32): Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
+    ("backward_q", "blackwell", 128): Tile(block_m=128, block_n=64, num_warps=8, num_stages=2, tma=True),
+    ("backward_q", "blackwell", 64): Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
+    ("backward_q", "blackwell", 32): Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
+    ("backward_q", "plain", 128): Tile(block_m=64, block_n=32, num_warps=4, num_stages=2),
+    ("backward_q", "plain", 64): Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
+    ("backward_q", "plain", 32): Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
+    ("backward_kv", "hopper", 128): Tile(block_m=64, block_n=128, num_warps=8, num_stages=2, tma=True),
+    ("backward_kv", "hopper", 64): Tile(block_m=64, block_n=128, num_warps=8, num_stages=3, tma=True),
+    ("backward_kv", "hopper", 32): Tile(block_m=64, block_n=128, num_warps=8, num_stages=3, tma=True),
+    ("backward_kv", "blackwell", 128): Tile(block_m=64, block_n=128, num_warps=8, num_stages=2, tma=True),
+    ("backward_kv", "blackwell", 64): Tile(block_m=64, block_n=128, num_warps=8, num_stages=3, tma=True),
+    ("backward_kv", "blackwell", 32): Tile(block_m=64, block_n=128, num_warps=8, num_stages=3, tma=True),
+    ("backward_kv", "plain", 128): Tile(block_m=32, block_n=64, num_warps=4, num_stages=2),
+    ("backward_kv", "plain", 64): Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
+    ("backward_kv", "plain", 32): Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
+}

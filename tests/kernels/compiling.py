@@ -1,0 +1,125 @@
+"""Compiles for GPUs that are not here: records what a launcher would launch at real sizes, then runs the compiler and ptxas.
+
+The arguments are specialised as at run time (divisibility by 16, ones), so what is checked is what a user's GPU would run.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton
+from omnihuman_kernels import _launch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+ARCHITECTURES = {80: "plain", 90: "hopper", 100: "blackwell"}
+
+# Most shared memory one program may ask for: A100, H100, B200.
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.bool: "i1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """One recorded launch."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What ptxas made of a kernel."""
+
+    registers: int
+    spilled: int
+    shared: int
+    warps: int
+    ptx: str
+    sass: str
+
+    def count(self, pattern: str) -> int:
+        return len(re.findall(pattern, self.sass))
+
+
+def record(monkeypatch: Any, modules: list[ModuleType], arch: int, call: Callable[[], object]) -> list[Launched]:
+    """Run ``call`` on meta tensors as if on a GPU of ``arch`` and note the launches."""
+    seen: list[Launched] = []
+
+    def note(kernel: Any, grid: tuple[int, ...], tensor: Any, *args: Any, descriptors: bool = False, **options: Any) -> None:
+        seen.append(Launched(kernel=kernel, grid=grid, args=args, options=options))
+
+    monkeypatch.setattr(_launch, "architecture", lambda x: ARCHITECTURES[arch])
+    for module in modules:
+        monkeypatch.setattr(module, "launch", note)
+        monkeypatch.setattr(module, "require_device", lambda x: None)
+    call()
+    return seen
+
+
+def _specialise(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
+    """Type of one argument, as the launcher would see it; notes constants and divisibility by its path."""
+    if isinstance(value, tuple):
+        return tuple(_specialise(v, (*path, i), constants, attributes) for i, v in enumerate(value))
+    if value is None or value is True or value is False or (isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        attributes[path] = [["tt.divisibility", 16]]
+        return "*" + TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    if value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compile_for(launched: Launched, arch: int) -> Compiled:
+    """Compile a recorded launch for compute capability ``arch / 10``."""
+    fn = launched.kernel
+    names = fn.arg_names
+    keywords = {k: v for k, v in launched.options.items() if k in names}
+    options = {k: v for k, v in launched.options.items() if k not in names}
+    values = dict(zip(names, launched.args, strict=False)) | keywords
+    assert list(values) == names, set(names) ^ set(values)
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    signature = {}
+    for index, name in enumerate(names):
+        if fn.params[index].is_constexpr:
+            constants[(index,)] = values[name]
+            signature[name] = "constexpr"
+        else:
+            signature[name] = _specialise(values[name], (index,), constants, attributes)
+    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(built.asm["cubin"])
+        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run([TOOLS / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return Compiled(
+        registers=numbers["REG"],
+        spilled=numbers["STACK"] + numbers["LOCAL"],
+        shared=built.metadata.shared,
+        warps=built.metadata.num_warps,
+        ptx=built.asm["ptx"],
+        sass=sass,
+    )
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """A tensor without storage; its base counts as aligned."""
+    return torch.empty(shape, dtype=dtype, device="meta")
