@@ -70,6 +70,7 @@ def test_version_is_semver_and_the_installed_one(member):
 @each_member
 def test_member_carries_its_marker_and_its_texts(member):
     assert (member.source / "py.typed").is_file()
+    assert (member.folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert (member.folder / "README.md").read_text().startswith(f"# {member.name}\n")
     assert f"# Changelog of {member.name}\n" in (member.folder / "CHANGELOG.md").read_text()
     assert f"[{member.name}]" in (ROOT / "CHANGELOG.md").read_text()

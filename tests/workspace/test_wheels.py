@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from .members import MEMBERS
+from .members import MEMBERS, ROOT
 
 INFERENCE = ("omnihuman-core", "omnihuman-vae", "omnihuman-conditions", "omnihuman-infer")
 OURS = {member.name for member in MEMBERS}
@@ -95,6 +95,12 @@ def test_clean_venv_sees_neither_triton_nor_the_source_tree(clean_venv, tmp_path
     assert absent == "None None None"
     assert len(files) == 2
     assert all(Path(file).is_relative_to(clean_venv) for file in files)
+
+
+def test_wheels_carry_the_licence(clean_venv):
+    licences = list(clean_venv.glob("lib/python*/site-packages/omnihuman_*/licenses/LICENSE"))
+    assert len(licences) == len(INFERENCE)
+    assert {path.read_text() for path in licences} == {(ROOT / "LICENSE").read_text()}
 
 
 def test_wheels_generate_a_video(clean_venv, tmp_path):
