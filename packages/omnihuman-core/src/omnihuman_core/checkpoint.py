@@ -135,9 +135,9 @@ def load_state(
     Args:
         module: May live on ``meta``.
         paths: Shards; together they hold each key once.
-        strict: Raise unless the keys and shapes are the same. Otherwise tensors that fit are loaded, the rest is left.
-        dtype: Dtype of all floating tensors of the module afterwards; that of the files for tensors on ``meta`` and that
-            of the module for others where None.
+        strict: Raise unless keys and shapes are the same. Otherwise tensors that fit are loaded, the rest is left.
+        dtype: Dtype of all floating tensors of the module afterwards; where None, tensors on ``meta`` take that of the
+            files and others keep theirs.
 
     Returns:
         What did not match.
