@@ -24,8 +24,8 @@ class CausalVAEConfig:
         spatial_downsample: For each step between two levels, whether it halves height and width.
         temporal_downsample: For each step between two levels, whether it halves time.
         temporal_kernel: Frames that a temporal convolution sees, its own included.
-        convolution: ``factored`` is a (1, 3, 3) and a (temporal_kernel, 1, 1) convolution per residual block; ``full`` is
-            two convolutions of (temporal_kernel, 3, 3).
+        convolution: ``factored`` is a (1, 3, 3) and a (temporal_kernel, 1, 1) convolution per residual block; ``full``
+            is two convolutions of (temporal_kernel, 3, 3).
         tubelet_skip: Add a linear path between the pixels behind a latent position and its latents, both ways.
         norm_eps: Epsilon of every RMSNorm.
         initial_logvar: Bias of the posterior's log-variance before training.
@@ -61,9 +61,8 @@ class CausalVAEConfig:
             ("temporal_downsample", levels - 1),
         ):
             if len(getattr(self, name)) != expected:
-                raise ValueError(
-                    f"CausalVAEConfig.{name} must have {expected} entries for {levels} levels, got {getattr(self, name)}"
-                )
+                got = getattr(self, name)
+                raise ValueError(f"CausalVAEConfig.{name} must have {expected} entries for {levels} levels, got {got}")
         for name in ("in_channels", "latent_channels", "temporal_kernel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"CausalVAEConfig.{name} must be at least 1, got {getattr(self, name)}")

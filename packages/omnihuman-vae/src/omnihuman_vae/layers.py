@@ -1,8 +1,9 @@
 """Layers that never look ahead in time and never mix statistics over positions.
 
-Each layer takes an optional ``cache``. Without one the input is a whole clip. With one, the input is the next piece of a
-clip: the layer finds the frames it still needs from earlier pieces under its own key and leaves those that the next piece
-needs. The cache is owned by the caller; modules hold no state between calls, and a cache never grows with the clip.
+Each layer takes an optional ``cache``. Without one the input is a whole clip. With one, the input is the next piece of
+a clip: the layer finds the frames it still needs from earlier pieces under its own key and leaves those that the next
+piece needs. The cache is owned by the caller; modules hold no state between calls, and a cache never grows with the
+clip.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class CausalConv3d(nn.Module):
             if cache is not None:
                 # A copy, so that the cache does not keep the whole piece alive.
                 cache[self] = x[:, :, x.shape[2] - (self.kernel[0] - self.temporal_stride) :].clone()
-        return self.conv(x)  # type: ignore[no-any-return]
+        x = self.conv(x)
+        return x
 
     def set_matrix(self, matrix: Tensor) -> None:
         """Set the weight of a convolution of one position to ``(C_out, C_in)`` and its bias to zero."""

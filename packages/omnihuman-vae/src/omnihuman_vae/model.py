@@ -77,11 +77,11 @@ class CausalVideoVAE(nn.Module):
             ValueError: a size does not fit ``latent_spec``.
         """
         self._check_video(video, starts=True)
-        return _gaussian(self.encoder(video))
+        return self._gaussian(video, None, starts=True)
 
     def reconstruct(self, posterior_sample: Tensor) -> Tensor:
         """Decode a draw of :meth:`posterior`, ``(B, C, t, h, w)``, to ``(B, 3, T, H, W)``."""
-        pixels: Tensor = self.decoder(posterior_sample)
+        pixels: Tensor = self.decoder(posterior_sample.to(self._dtype))
         return pixels
 
     def encode(self, video: Tensor, *, generator: Generator | None = None) -> Tensor:
@@ -112,8 +112,7 @@ class CausalVideoVAE(nn.Module):
         starts = True
         for chunk in chunks:
             self._check_video(chunk, starts=starts)
-            mean = _gaussian(self.encoder(chunk, cache, starts=starts)).mean
-            yield self._normalize(mean, chunk.dtype)
+            yield self._normalize(self._gaussian(chunk, cache, starts=starts).mean, chunk.dtype)
             starts = False
 
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -122,8 +121,17 @@ class CausalVideoVAE(nn.Module):
         starts = True
         for chunk in chunks:
             self._check_latents(chunk)
-            yield self.decoder(self._denormalize(chunk), cache, starts=starts).to(chunk.dtype)
+            latents = self._denormalize(chunk).to(self._dtype)
+            yield self.decoder(latents, cache, starts=starts).to(chunk.dtype)
             starts = False
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.encoder.head.conv.weight.dtype
+
+    def _gaussian(self, video: Tensor, cache: Cache | None, *, starts: bool) -> DiagonalGaussian:
+        mean, logvar = self.encoder(video.to(self._dtype), cache, starts=starts).chunk(2, dim=1)
+        return DiagonalGaussian(mean=mean, logvar=logvar.clamp(*LOGVAR_RANGE))
 
     def _normalize(self, latents: Tensor, dtype: torch.dtype) -> Tensor:
         mean, std = self.latents_mean.view(-1, 1, 1, 1), self.latents_std.view(-1, 1, 1, 1)
@@ -152,8 +160,3 @@ class CausalVideoVAE(nn.Module):
                 f"latents must be (B, {self.config.latent_channels}, t, h, w) with at least one position, "
                 f"got {tuple(latents.shape)}"
             )
-
-
-def _gaussian(moments: Tensor) -> DiagonalGaussian:
-    mean, logvar = moments.chunk(2, dim=1)
-    return DiagonalGaussian(mean=mean, logvar=logvar.clamp(*LOGVAR_RANGE))

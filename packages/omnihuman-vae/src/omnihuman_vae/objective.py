@@ -1,7 +1,7 @@
 """Training objective of the VAE: reconstruction + KL + optional perceptual and adversarial terms (paper section 3.1).
 
-The paper takes its VAE as given; the sum of terms is the one of Rombach et al., High-Resolution Image Synthesis with Latent
-Diffusion Models, section 3.1 and appendix G.
+The paper takes its VAE as given; the sum of terms is the one of Rombach et al., High-Resolution Image Synthesis with
+Latent Diffusion Models, section 3.1 and appendix G.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.func import functional_call
 
 from omnihuman_core.contracts.objective import LossOutput
 from omnihuman_vae.model import CausalVideoVAE
@@ -24,8 +25,8 @@ class VAEObjectiveConfig:
     """Weights of the terms.
 
     Attributes:
-        reconstruction: ``l1`` is the absolute error; ``charbonnier`` is ``sqrt(error^2 + epsilon^2) - epsilon``, quadratic
-            for errors below ``charbonnier_epsilon``.
+        reconstruction: ``l1`` is the absolute error; ``charbonnier`` is ``sqrt(error^2 + epsilon^2) - epsilon``,
+            quadratic for errors below ``charbonnier_epsilon``.
         charbonnier_epsilon: In units of the pixel range [-1, 1].
         kl_weight: Weight of the mean KL divergence per latent entry, in nats.
         perceptual_weight: Weight of the perceptual term.
@@ -56,7 +57,8 @@ class VAEObjective:
     Args:
         config: Weights of the terms.
         perceptual: Distance between two videos ``(B, 3, T, H, W)``, as a scalar; needed when its weight is positive.
-        discriminator: Maps a video to a sequence of logit maps (real is high); needed when the adversarial weight is positive.
+        discriminator: Maps a video to a sequence of logit maps (real is high); needed when the adversarial weight
+            is positive.
 
     Raises:
         ValueError: a term has a weight but nothing to compute it with, or the other way round.
@@ -87,13 +89,13 @@ class VAEObjective:
 
         Args:
             model: The VAE.
-            batch: ``video`` ``(B, 3, T, H, W)`` in [-1, 1]; optionally ``weight`` ``(B, 1, T, H, W)``, not negative, which
-                says how much each pixel's error counts against the others (a mouth more than a wall, say).
+            batch: ``video`` ``(B, 3, T, H, W)`` in [-1, 1]; optionally ``weight`` ``(B, 1, T, H, W)``, not negative,
+                which says how much each pixel's error counts against the others (a mouth more than a wall, say).
             generator: Source of the posterior's noise; the global one otherwise.
 
         Returns:
-            The loss, and the metrics ``reconstruction``, ``kl``, ``psnr`` (dB, unweighted, of values in [-1, 1]) and those of
-            the optional terms.
+            The loss, and the metrics ``reconstruction``, ``kl``, ``psnr`` (dB, unweighted, of values in [-1, 1]) and
+            those of the optional terms.
         """
         video: Tensor = batch["video"]
         posterior = model.posterior(video)
@@ -112,7 +114,9 @@ class VAEObjective:
             loss = loss + self.config.perceptual_weight * perceptual
             metrics["perceptual"] = perceptual.detach()
         if self.discriminator is not None:
-            adversarial = -_mean_of_maps(self.discriminator(reconstruction))
+            # Detached weights: this term must leave no gradient in the discriminator.
+            frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+            adversarial = -_mean_of_maps(functional_call(self.discriminator, frozen, (reconstruction,)))
             loss = loss + self.config.adversarial_weight * adversarial
             metrics["adversarial"] = adversarial.detach()
         return LossOutput(loss=loss, metrics=metrics)

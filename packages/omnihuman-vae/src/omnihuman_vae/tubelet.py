@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def cosine_basis(tubelet: tuple[int, int, int], colours: int, count: int) -> tuple[Tensor, Tensor]:
     """Lowest frequencies of the 3D cosine transform of a tubelet, luminance before colour.
 
-    Video is smooth, so these few vectors carry most of its energy: the linear path reconstructs a blurred video before the
-    first step of training, which random directions take thousands of steps to find.
+    Video is smooth, so these few vectors carry most of its energy: the linear path reconstructs a blurred video before
+    the first step of training.
 
     Args:
         tubelet: ``(frames, height, width)``.
@@ -41,20 +42,15 @@ def cosine_basis(tubelet: tuple[int, int, int], colours: int, count: int) -> tup
         for c in range(colours)
     )[:count]
     time, rows, columns = (_cosines(size) for size in tubelet)
-    vectors = torch.stack(
-        [
-            torch.einsum("f,p,q,c->fpqc", time[f], rows[y], columns[x], directions[c]).flatten()
-            for _, f, y, x, c in order
-        ]
-    )
+    vectors = [torch.einsum("f,p,q,c->fpqc", time[f], rows[y], columns[x], directions[c]) for _, f, y, x, c in order]
     # Pixels vary by about 0.5 around their mean; what is not the mean of a tubelet is several times smaller.
     mean_size = 0.5 * math.sqrt(frames * height * width)
     sizes = torch.tensor([mean_size if f + y + x == 0 else mean_size / 4 for _, f, y, x, _ in order])
-    return vectors, sizes
+    return torch.stack([vector.flatten() for vector in vectors]), sizes
 
 
 def _cosines(size: int) -> Tensor:
     """Orthonormal cosine transform (DCT-II) of length ``size``, one frequency per row ``(size, size)``."""
     position = torch.arange(size) + 0.5
     basis = torch.cos(math.pi / size * torch.outer(torch.arange(size), position))
-    return basis / basis.norm(dim=1, keepdim=True)
+    return F.normalize(basis, dim=1)
