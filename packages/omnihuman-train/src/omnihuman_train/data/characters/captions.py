@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from omnihuman_train.data.characters.character import Look
+from omnihuman_train.data.characters.look import Look
 
 FRAMING_WORDS = {"face": "close-up", "half": "half body", "whole": "full body"}
 SPEECH_WORDS = {"speech": "talking", "singing": "singing", "silence": "silent", "noise": "silent"}

@@ -18,9 +18,9 @@ from omnihuman_train.data.characters.character import (
     MOUTH_HALF_WIDTH,
     MOUTH_TOP,
     ROUNDING,
-    Look,
     Pose,
 )
+from omnihuman_train.data.characters.look import Look
 from omnihuman_train.data.characters.motion import Motion
 
 NUM_KEYPOINTS = 133

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omnihuman_train.data.characters.voices import FRAME_RATE, Array
+from omnihuman_train.data.characters.phonemes import Array
+from omnihuman_train.data.characters.voices import FRAME_RATE
 
 GESTURES = ("arms down", "waving", "raising both hands", "talking with both hands", "moving both hands")
 # no gesture takes a hand further from the middle, in head units

@@ -17,9 +17,9 @@ from omnihuman_train.data.characters.character import (
     LEFT_GLOVE,
     MOUTH_BOX_GROWTH,
     MOUTH_INTERIOR,
-    RGB,
     RIGHT_GLOVE,
 )
+from omnihuman_train.data.characters.look import RGB
 
 # share of the way from the skin to the inside of the mouth: lips stay below the first, the inside is above the second,
 # and the edge of a blurred mouth lies half way

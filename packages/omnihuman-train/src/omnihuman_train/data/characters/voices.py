@@ -11,37 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from omnihuman_train.data.characters.phonemes import CONTROL_RATE, Array, Score, write_song, write_speech
 
 SAMPLE_RATE = 16_000
 FRAME_RATE = 25
-CONTROL_RATE = 100
 SPEECH_KINDS = ("speech", "singing", "silence", "noise")
 TRAIN_FAMILIES = ("low", "high", "creaky", "breathy")
 HELDOUT_FAMILY = "childlike"
 
-Array = npt.NDArray[np.floating[Any]]
-
-# vowel -> F1, F2, F3 in Hz, mouth opening, lip rounding
-VOWELS: dict[str, tuple[float, float, float, float, float]] = {
-    "a": (730, 1090, 2440, 1.00, 0.1),
-    "ae": (660, 1720, 2410, 0.85, 0.0),
-    "e": (530, 1840, 2480, 0.68, 0.0),
-    "o": (570, 840, 2410, 0.68, 0.8),
-    "i": (270, 2290, 3010, 0.44, 0.0),
-    "u": (300, 870, 2240, 0.38, 1.0),
-}
-# consonant -> voiced level, noise level, noise centre in Hz, mouth opening
-CONSONANTS: dict[str, tuple[float, float, float, float]] = {
-    "m": (0.22, 0.0, 1000, 0.0),
-    "b": (0.05, 0.0, 1000, 0.0),
-    "p": (0.0, 0.0, 1000, 0.0),
-    "n": (0.25, 0.0, 1000, 0.18),
-    "s": (0.0, 0.35, 5500, 0.12),
-    "sh": (0.0, 0.35, 3200, 0.15),
-    "t": (0.0, 0.12, 4500, 0.10),
-    "k": (0.0, 0.10, 2200, 0.18),
-}
 # family -> F0 range in Hz, vocal tract scale of formants, aspiration noise, irregularity of F0
 FAMILIES: dict[str, tuple[float, float, float, float, float, float]] = {
     "low": (85, 140, 0.95, 1.05, 0.05, 0.01),
@@ -76,71 +54,6 @@ def _hann_smooth(track: Array, width: int) -> Array:
     padded = np.pad(track, width // 2, mode="edge")
     smooth: Array = np.convolve(padded, kernel / kernel.sum(), mode="valid").astype(np.float32)
     return smooth[: len(track)]
-
-
-class _Score:
-    """The control grid: one value per 10 ms for every parameter of the synthesis."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.formants = np.tile(np.array([500, 1500, 2500], np.float32), (length, 1))
-        self.voiced = np.zeros(length, np.float32)
-        self.noise = np.zeros(length, np.float32)
-        self.noise_centre = np.full(length, 3000, np.float32)
-        self.open = np.zeros(length, np.float32)
-        self.round = np.zeros(length, np.float32)
-        self.pitch = np.ones(length, np.float32)
-
-    def vowel(self, start: int, stop: int, name: str, loudness: float) -> None:
-        f1, f2, f3, opening, rounding = VOWELS[name]
-        part = slice(max(start, 0), stop)
-        self.formants[part] = (f1, f2, f3)
-        self.voiced[part] = loudness * (0.45 + 0.55 * opening)
-        self.open[part] = opening * loudness
-        self.round[part] = rounding
-
-    def consonant(self, start: int, stop: int, name: str, loudness: float) -> None:
-        voiced, noise, centre, opening = CONSONANTS[name]
-        part = slice(max(start, 0), stop)
-        self.voiced[part] = voiced * loudness
-        # a stop is silent while closed and bursts at its release
-        self.noise[slice(max(stop - 2, 0), stop) if name in "ptk" else part] = noise * loudness
-        self.noise_centre[part] = centre
-        self.open[part] = opening * loudness
-
-
-def _write_speech(score: _Score, rng: np.random.Generator, rate: float) -> None:
-    vowels, consonants = list(VOWELS), list(CONSONANTS)
-    # "a" and "ae" twice as often: wide open mouths carry most of what is to be learnt
-    weights = np.array([2.0, 1.6, 1.0, 1.0, 0.8, 0.8])
-    weights /= weights.sum()
-    at = int(rng.integers(-20, 25))
-    while at < score.length:
-        for _ in range(int(rng.integers(1, 5))):
-            loudness = float(rng.uniform(0.7, 1.0))
-            syllable = int(CONTROL_RATE / rate * rng.uniform(0.8, 1.25))
-            closed = min(int(rng.integers(6, 10)), syllable - 10)
-            score.pitch[max(at, 0) : max(at + syllable, 0)] = rng.uniform(0.85, 1.2)
-            score.consonant(at, max(at + closed, 0), consonants[int(rng.integers(len(consonants)))], loudness)
-            vowel = vowels[int(rng.choice(len(vowels), p=weights))]
-            score.vowel(at + closed, max(at + syllable, 0), vowel, loudness)
-            at += syllable
-        at += int(rng.integers(14, 45))
-
-
-def _write_song(score: _Score, rng: np.random.Generator) -> None:
-    scale = 2.0 ** (np.array([-5, -3, 0, 2, 4, 7, 9]) / 12.0)
-    vowels, at, step = list(VOWELS)[:5], int(rng.integers(-10, 15)), int(rng.integers(7))
-    while at < score.length:
-        for _ in range(int(rng.integers(2, 5))):
-            note, closed = int(rng.integers(32, 80)), int(rng.integers(7, 11))
-            step = int(np.clip(step + rng.integers(-2, 3), 0, 6))
-            score.pitch[max(at, 0) : max(at + note, 0)] = scale[step]
-            score.consonant(at, max(at + closed, 0), ("m", "n", "b")[int(rng.integers(3))], 1.0)
-            vowel = vowels[int(rng.integers(len(vowels)))]
-            score.vowel(at + closed, max(at + note, 0), vowel, float(rng.uniform(0.8, 1.0)))
-            at += note
-        at += int(rng.integers(20, 50))
 
 
 def _pulses(f0: Array, jitter: float, rng: np.random.Generator) -> Array:
@@ -211,15 +124,15 @@ def synthesise(seed: int, num_frames: int, *, kind: str = "speech", family: str 
         raise ValueError(f"num_frames is {num_frames}; give at least 1")
     rng = np.random.default_rng([seed, 11])
     samples = num_frames * SAMPLE_RATE // FRAME_RATE
-    score = _Score(num_frames * CONTROL_RATE // FRAME_RATE + 1)
+    score = Score(num_frames * CONTROL_RATE // FRAME_RATE + 1)
     f0_low, f0_high, scale_low, scale_high, breath, jitter = FAMILIES[family]
     f0, scale = float(rng.uniform(f0_low, f0_high)), float(rng.uniform(scale_low, scale_high))
     rate, level = float(rng.uniform(3.0, 4.8)), float(rng.uniform(0.06, 0.16))
     attributes = {"family": family, "f0": f0, "formant_scale": scale, "level": level, "kind": kind}
     if kind == "speech":
-        _write_speech(score, rng, rate)
+        write_speech(score, rng, rate)
     elif kind == "singing":
-        _write_song(score, rng)
+        write_song(score, rng)
     floor = 10.0 ** float(rng.uniform(-3.4, -2.0)) * rng.standard_normal(samples).astype(np.float32) * 0.5
     if kind == "silence":
         waveform = floor * (0.1 if rng.random() < 0.5 else 0.5)
@@ -239,7 +152,7 @@ def synthesise(seed: int, num_frames: int, *, kind: str = "speech", family: str 
 
 
 def _voice(
-    score: _Score,
+    score: Score,
     rng: np.random.Generator,
     samples: int,
     f0: float,
