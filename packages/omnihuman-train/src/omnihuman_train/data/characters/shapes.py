@@ -1,8 +1,8 @@
 """Signed-distance shapes, drawn with analytic anti-aliasing onto a batch of frames.
 
-Distances are in pixels, negative inside. Coverage is a linear ramp across the edge: its sum is the area of the shape (but
-for pi ramp^2 / 12 on a closed convex edge), and a shape moves by fractions of a pixel without flicker. Every shape is
-drawn only inside the box that it covers over all frames, which is what makes drawing cheap on a CPU.
+Distances are in pixels, negative inside. Coverage is a linear ramp across the edge: its sum is the area of the shape
+(but for pi ramp^2 / 12 on a closed convex edge), and a shape moves by fractions of a pixel without flicker. Every shape
+is drawn only inside the box that it covers over all frames, which is what makes drawing cheap on a CPU.
 """
 
 from __future__ import annotations
