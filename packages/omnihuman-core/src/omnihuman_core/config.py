@@ -2,7 +2,8 @@
 
 Supported field types: ``bool``, ``int``, ``float`` (an integer is taken too), ``str``, ``Literal``, ``Optional`` and
 other unions, tuples, ``dict[str, X]`` and nested dataclasses. TOML has no null: a field that is ``None`` is left out of
-the file, and a missing key of an optional field without default reads as ``None``.
+the file, or is the text ``"none"`` where leaving it out would mean another default; a missing key of an optional field
+without default reads as ``None``.
 
 Every error is a ``ValueError`` whose one line names the field by its dotted path.
 """
@@ -24,12 +25,15 @@ ConfigT = TypeVar("ConfigT")
 # No configuration of ours comes near this; a larger file is a weight file or worse under the wrong name.
 MAX_TOML_BYTES = 1 << 20
 
+# Stands for None in an optional field.
+NONE = "none"
+
 
 def to_toml(config: Any) -> str:
     """Write a config dataclass as TOML; :func:`from_table` reads it back to an equal config.
 
     Raises:
-        ValueError: a field holds a value that TOML cannot carry, or ``None`` where the default is something else.
+        ValueError: a field holds a value that TOML cannot carry.
     """
     return "\n".join(_table_lines(_to_table(config, ""), ())).strip() + "\n"
 
@@ -133,8 +137,6 @@ def _assign(config: Any, keys: list[str], text: str, path: str) -> Any:
 
 
 def _convert_text(hint: Any, text: str, path: str) -> Any:
-    if text.lower() == "none" and _is_optional(hint):
-        return None
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -176,7 +178,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 def _convert_union(hint: Any, value: Any, path: str) -> Any:
     choices = [choice for choice in typing.get_args(hint) if choice is not types.NoneType]
-    if value is None and _is_optional(hint):
+    if value in (None, NONE) and _is_optional(hint):
         return None
     if len(choices) == 1:
         return _convert(choices[0], value, path)
@@ -206,7 +208,7 @@ def _to_table(config: Any, path: str) -> dict[str, Any]:
         if value is not None:
             table[field.name] = _to_value(value, where)
         elif field.default is not None and _has_default(field):
-            raise ValueError(f"{where}: None cannot be written, since its default is not None")
+            table[field.name] = NONE
     return table
 
 
