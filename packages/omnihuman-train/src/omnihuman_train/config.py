@@ -1,0 +1,168 @@
+"""Configuration of a training run: frozen dataclasses, filled by a recipe (a Python function) and ``--set``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from omnihuman_core.model_dir import GenerationSettings
+
+from omnihuman_train.stages import Stage, check_stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimiser and learning-rate schedule.
+
+    Attributes:
+        name: ``adamw``, or ``muon``: Muon for the matrices inside blocks and AdamW for the rest.
+        lr: Peak learning rate of AdamW.
+        muon_lr: Peak learning rate of Muon (used with ``muon`` only).
+        betas: AdamW moments.
+        weight_decay: Decoupled weight decay on matrices.
+        warmup_steps: Linear warm-up.
+        decay_fraction: Last part of the run over which the rate falls linearly to zero; 0 keeps it constant.
+        grad_clip: Largest gradient norm (paper: 1.0).
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 5e-5
+    muon_lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup_steps: int = 500
+    decay_fraction: float = 0.0
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long and on what a model is trained.
+
+    Attributes:
+        steps: Optimiser steps of the whole run.
+        batch_size: Samples per step.
+        seed: Every random draw of step ``i`` is a function of ``(seed, i)``.
+        device: Torch device.
+        precision: ``bf16`` runs the model under autocast; weights stay fp32.
+        ema_decay: Decay of the exponential moving average of the weights.
+        log_every: Steps between rows of ``metrics.jsonl``.
+        checkpoint_minutes: Minutes between checkpoints; the last step is always saved.
+        optimizer: Optimiser and schedule.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    ema_decay: float = 0.999
+    log_every: int = 20
+    checkpoint_minutes: float = 4.0
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(f"run.steps and run.batch_size must be at least 1, got {self.steps}, {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Flow-matching objective on latents (paper section 3.1, 3.3).
+
+    Attributes:
+        sigma_mean: Mean of the logit-normal draw of sigma.
+        sigma_std: Its standard deviation.
+        sigma_shift: Shift ``k`` of ``k s / (1 + (k - 1) s)``.
+        mouth_weight: Loss weight of latent positions that show a mouth (1 = like the rest).
+        hand_weight: Loss weight of latent positions that show a hand.
+        mouth_probe_weight: Weight of a linear probe that reads the mouth opening off the audio states; it trains the
+            audio encoder and is thrown away afterwards. 0 where the truth is unknown.
+    """
+
+    sigma_mean: float = 0.0
+    sigma_std: float = 1.0
+    sigma_shift: float = 1.0
+    mouth_weight: float = 1.0
+    hand_weight: float = 1.0
+    mouth_probe_weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """Which latent frames a training sample holds.
+
+    Attributes:
+        latent_frames: Latent frames of a segment, motion frames included.
+        motion_latents: Clean latent frames in front of a continuing segment (paper: 5 pixel frames = 2 latent frames).
+        continuing_ratio: Share of batches that continue a segment; the others start one.
+    """
+
+    latent_frames: int
+    motion_latents: int = 2
+    continuing_ratio: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipsConfig:
+    """Synthetic clips to render.
+
+    Attributes:
+        sizes: ``(height, width)`` buckets.
+        clips: Clips per bucket.
+        framings: Framings that suit each size, taken in turn (``face``, ``half``, ``whole``).
+        num_frames: Pixel frames of a clip.
+        shard_size: Clips per shard file.
+        seed: First index of the training seeds.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    clips: tuple[int, ...]
+    framings: tuple[tuple[str, ...], ...]
+    num_frames: int
+    shard_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "framings"):
+            if len(getattr(self, name)) != len(self.sizes):
+                raise ValueError(f"clips.{name} needs one entry per size, got {len(getattr(self, name))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run: data, VAE, backbone with its condition encoders, stages, export.
+
+    Attributes:
+        name: Name of the model.
+        preset: Preset of every component (``tiny``); each plugin lists its own in ``presets``.
+        clips: Synthetic clips.
+        vae: Training of the VAE.
+        vae_frames: Pixel frames of a VAE training window.
+        vae_reconstruction: Distance between pixels, as the VAE's objective names it.
+        vae_mouth_weight: Loss weight of mouth pixels.
+        flow: Objective of the backbone.
+        segment: Frames per sample.
+        run: Training of the backbone; ``run.steps`` is the sum of the stages' steps.
+        stages: Stages in order.
+        generation: How the exported model is used.
+    """
+
+    name: str
+    preset: str
+    clips: ClipsConfig
+    vae: RunConfig
+    vae_frames: int
+    vae_reconstruction: str
+    vae_mouth_weight: float
+    flow: FlowConfig
+    segment: SegmentConfig
+    run: RunConfig
+    stages: tuple[Stage, ...]
+    generation: GenerationSettings
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages)
+        total = sum(stage.steps for stage in self.stages)
+        if total != self.run.steps:
+            raise ValueError(f"run.steps is {self.run.steps}, but the stages add up to {total}; make them equal")

@@ -1,0 +1,35 @@
+"""Exponential moving average of the weights, kept in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Shadow weights ``shadow <- d * shadow + (1 - d) * weight`` with ``d = min(decay, (1 + step) / (10 + step))``."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: value.detach().float().clone() for name, value in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Fold the weights after step ``step`` (from 0) into the average."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        weights = dict(model.named_parameters())
+        shadow = list(self.shadow.values())
+        torch._foreach_lerp_(shadow, [weights[name].detach().float() for name in self.shadow], 1 - decay)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over saved averages."""
+        for name, value in self.shadow.items():
+            value.copy_(state[name])
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Put the averages into the model's parameters."""
+        for name, parameter in model.named_parameters():
+            parameter.copy_(self.shadow[name])

@@ -1,0 +1,1 @@
+"""Training runs as Python functions that return a full configuration."""
