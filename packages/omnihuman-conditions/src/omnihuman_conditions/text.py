@@ -52,6 +52,7 @@ class ByteTextExtractor:
     """
 
     config_class = ByteTextExtractorConfig
+    presets = {"tiny": ByteTextExtractorConfig.tiny}
 
     def __init__(self, config: ByteTextExtractorConfig) -> None:
         self.config = config
@@ -122,6 +123,7 @@ class ByteTextEncoder(nn.Module):
     """
 
     config_class = ByteTextEncoderConfig
+    presets = {"tiny": ByteTextEncoderConfig.tiny}
 
     def __init__(self, config: ByteTextEncoderConfig) -> None:
         super().__init__()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from omnihuman_core.contracts.conditioning import Conditioning
+from omnihuman_core.contracts.conditioning import Conditioning, MotionCondition, ReferenceCondition
+
+LatentsT = TypeVar("LatentsT", ReferenceCondition, MotionCondition)
 
 
 def draw_keep(
@@ -77,6 +79,15 @@ def drop(conditioning: Conditioning, nulls: Conditioning, keep: Mapping[str, Ten
             raise ValueError(f"no null given for the condition {name!r}, which may be dropped")
         changed[name] = part.where(keep[name].to(_device(part)), null)
     return replace(conditioning, **changed)
+
+
+def null_latents(like: LatentsT) -> LatentsT:
+    """The null of a reference or a motion condition, which have no encoder: latents at their mean, zero.
+
+    The paper does not say what stands for a dropped reference; zero is our choice. Final latents are normalised, so
+    zero is a featureless picture to the backbone.
+    """
+    return like.map(torch.zeros_like)
 
 
 def _device(part: object) -> torch.device:

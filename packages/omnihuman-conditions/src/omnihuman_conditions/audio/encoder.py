@@ -90,6 +90,7 @@ class AudioEncoder(nn.Module):
     """
 
     config_class = AudioEncoderConfig
+    presets = {"tiny": AudioEncoderConfig.tiny}
 
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from omnihuman_conditions.audio.alignment import align
 from omnihuman_conditions.audio.loudness import normalise_loudness
-from omnihuman_conditions.audio.media import MAX_SECONDS, load_waveform
+from omnihuman_conditions.audio.media import MAX_SECONDS, SAMPLE_RATE, load_waveform
+from omnihuman_conditions.audio.wav2vec2 import load_wav2vec2
 from omnihuman_core.contracts.encoder import AudioFeatures
 
 
@@ -116,6 +117,7 @@ class LogMelExtractor:
     """
 
     config_class = LogMelConfig
+    presets = {"tiny": LogMelConfig.tiny}
 
     def __init__(self, config: LogMelConfig) -> None:
         self.config = config
@@ -218,3 +220,81 @@ class Wav2Vec2Config:
         return cls(
             path=path, layers=(3, 6, 9, 12), loudness=True, quiet_db=-45.0, chunk_seconds=20.0, context_seconds=2.0
         )
+
+
+class Wav2Vec2Extractor:
+    """Chosen hidden states of a wav2vec 2.0 or XLS-R model, for sound of any length.
+
+    Long sound is heard in overlapping passes, cut on the model's own state grid; the states near a cut come from the
+    pass that heard them with ``context_seconds`` on either side. They differ from those of one pass over everything by
+    a seam error that the context keeps small but not zero: attention and some models' group norm see the whole pass.
+
+    State ``j`` is centred on the middle of the samples it hears.
+    """
+
+    config_class = Wav2Vec2Config
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        """Load the model; nothing is downloaded.
+
+        Raises:
+            ValueError: the directory is missing, holds another model, incomplete or damaged weights, or fewer layers.
+        """
+        self.config = config
+        self._model = load_wav2vec2(Path(config.path))
+        settings = self._model.config
+        if config.layers[-1] > settings.num_hidden_layers:
+            raise ValueError(
+                f"Wav2Vec2Config.layers asks for hidden state {config.layers[-1]}, "
+                f"the model in {config.path} ends at {settings.num_hidden_layers}"
+            )
+        self._stride, self._span = 1, 1
+        for kernel, stride in zip(settings.conv_kernel, settings.conv_stride, strict=True):
+            self._span += (kernel - 1) * self._stride
+            self._stride *= stride
+
+    @torch.no_grad()
+    def extract(self, raw: Tensor) -> AudioFeatures:
+        """States of waveforms ``(B, samples)`` at 16 kHz in [-1, 1]: ``(B, n, layers, D)``, about 50 a second.
+
+        Raises:
+            ValueError: the waveform has another shape or no sample.
+        """
+        _check_waveform(raw)
+        waveform = self._normalise(raw.float())
+        waveform = torch.nn.functional.pad(waveform, (0, max(0, self._span - waveform.shape[1])))
+        states = (waveform.shape[1] - self._span) // self._stride + 1
+        rate = SAMPLE_RATE / self._stride
+        core = max(1, round(self.config.chunk_seconds * rate))
+        context = round(self.config.context_seconds * rate)
+        self._model.to(waveform.device)
+        pieces = []
+        for start in range(0, states, core):
+            stop = min(start + core, states)
+            first, last = max(start - context, 0), min(stop + context, states)
+            heard = waveform[:, first * self._stride : (last - 1) * self._stride + self._span]
+            hidden = self._model(heard, output_hidden_states=True).hidden_states
+            chosen = torch.stack([hidden[layer] for layer in self.config.layers], dim=2)  # (B, n', layers, D)
+            pieces.append(chosen[:, start - first : stop - first])
+        offset = (self._span - 1) / 2 / SAMPLE_RATE
+        return AudioFeatures(values=torch.cat(pieces, dim=1), rate=rate, offset=offset)
+
+    def load(self, path: str | Path | BinaryIO, *, max_seconds: float = MAX_SECONDS) -> Tensor:
+        """Waveform ``(samples,)`` of a media file at 16 kHz; see :func:`load_waveform`."""
+        return load_waveform(path, sample_rate=SAMPLE_RATE, max_seconds=max_seconds)
+
+    def align(self, features: AudioFeatures, *, fps: float, num_frames: int, first_frame: int = 0) -> Tensor:
+        """States at video frame centres, ``(B, T, layers, D)``, interpolated by time stamps."""
+        return align(features, fps=fps, num_frames=num_frames, first_frame=first_frame)
+
+    def silence(self, seconds: float) -> Tensor:
+        """A silent waveform ``(samples,)``."""
+        return torch.zeros(max(1, round(seconds * SAMPLE_RATE)))
+
+    def _normalise(self, waveform: Tensor) -> Tensor:
+        if self.config.loudness:
+            # Active speech ends up at unit level, the scale that the models were trained on.
+            return normalise_loudness(waveform, sample_rate=SAMPLE_RATE, target_db=0.0, quiet_db=self.config.quiet_db)
+        mean = waveform.mean(-1, keepdim=True)
+        variance = waveform.var(-1, keepdim=True, correction=0)
+        return (waveform - mean) / torch.sqrt(variance + 1e-7)

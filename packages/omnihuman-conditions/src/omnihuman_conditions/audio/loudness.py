@@ -34,8 +34,8 @@ def active_level_db(waveform: Tensor, *, sample_rate: int) -> Tensor:
 def normalise_loudness(waveform: Tensor, *, sample_rate: int, target_db: float, quiet_db: float) -> Tensor:
     """Scale each waveform so that its speech-active level is ``target_db``.
 
-    A waveform whose active level is below ``quiet_db`` is taken for noise rather than speech: its gain falls by 2 dB for
-    each dB below, down to none, so that silence and faint noise are not blown up to the level of speech.
+    A waveform whose active level is below ``quiet_db`` is taken for noise rather than speech: its gain falls by 2 dB
+    for each dB below, down to none, so that silence and faint noise are not blown up to the level of speech.
 
     Args:
         waveform: ``(B, samples)`` in [-1, 1].

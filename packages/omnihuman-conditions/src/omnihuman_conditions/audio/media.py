@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from av import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
 
 SAMPLE_RATE = 16000
 MAX_SECONDS = 600.0
 MIN_SECONDS = 0.04
 MAX_FILE_BYTES = 2 * 1024**3
 MAX_STREAMS = 16
+MIN_SAMPLE_RATE = 1000
 MAX_SAMPLE_RATE = 384_000
 MAX_CHANNELS = 64
 
 # Containers that hold their own data. Play lists and ffconcat scripts, which name other files, are left out.
 FORMATS = "wav,w64,aiff,caf,flac,mp3,aac,ogg,mov,matroska,avi,mpeg,mpegts,flv,asf,au,amr"
+# Their length is estimated from the bit rate, so it says nothing about truncation.
+_ESTIMATED = ("mp3", "aac", "amr")
 
 
 def load_waveform(
@@ -32,7 +42,7 @@ def load_waveform(
         max_seconds: Longest track accepted.
 
     Returns:
-        ``(samples,)`` float32 in [-1, 1], channels averaged by the resampler.
+        ``(samples,)`` float32 in [-1, 1], channels averaged.
 
     Raises:
         ValueError: the file is missing, empty, too large, not media, truncated, without sound, shorter than 40 ms or
@@ -41,77 +51,94 @@ def load_waveform(
     if not isinstance(source, (str, Path)):
         return _decode(source, getattr(source, "name", "audio stream"), sample_rate, max_seconds)
     path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"audio file not found: {path}")
-    size = path.stat().st_size
-    if size == 0:
-        raise ValueError(f"audio file is empty: {path}")
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"audio file is larger than {MAX_FILE_BYTES // 1024**3} GB: {path}; cut the part you need")
     try:
+        if not path.is_file():
+            raise ValueError(f"audio file not found: {path}")
+        size = path.stat().st_size
         file = path.open("rb")
     except OSError as error:
         raise ValueError(f"audio file cannot be read: {path} ({error.strerror})") from error
     with file:
+        if size == 0:
+            raise ValueError(f"audio file is empty: {path}")
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"audio file is larger than {MAX_FILE_BYTES // 1024**3} GB: {path}; cut the part you need")
         return _decode(file, path, sample_rate, max_seconds)
 
 
 def _decode(file: BinaryIO, name: object, sample_rate: int, max_seconds: float) -> Tensor:
     import av
 
+    _check_riff_size(file, name)
     too_long = f"audio is longer than {max_seconds:g} s: {name}; cut the part you need"
-    samples: list[np.ndarray] = []
+    limit = int(max_seconds * sample_rate)
+    pieces: list[np.ndarray] = []
     total = 0
     try:
         with av.open(file, "r", container_options={"format_whitelist": FORMATS}) as container:
-            _check_streams(container, name)
-            stream = container.streams.audio[0]
-            seconds = _declared_seconds(container, stream)
-            if seconds is not None and seconds > max_seconds:
+            stream = _sound_track(container, name)
+            # Some containers only know the length of the whole file: that of the sound, if there is nothing else.
+            whole = (container.duration or 0) / av.time_base
+            declared = whole if len(container.streams) == 1 else 0.0
+            if stream.duration is not None and stream.time_base is not None:
+                declared = float(stream.duration * stream.time_base)
+            if (declared or whole) > max_seconds:
                 raise ValueError(too_long)
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-            for frame in container.decode(stream):
-                for piece in resampler.resample(frame):
-                    total += piece.samples
-                    if total > max_seconds * sample_rate:
-                        raise ValueError(too_long)
-                    samples.append(piece.to_ndarray().reshape(-1)[: piece.samples])
-            for piece in resampler.resample(None):
-                total += piece.samples
-                samples.append(piece.to_ndarray().reshape(-1)[: piece.samples])
+            exact = container.format.name not in _ESTIMATED
+            for piece in _mono(container.decode(stream), sample_rate):
+                total += len(piece)
+                if total > limit:
+                    raise ValueError(too_long)
+                pieces.append(piece)
     except av.FFmpegError as error:
         if total:
             raise ValueError(f"audio file is damaged or truncated after {total / sample_rate:.2f} s: {name}") from error
         raise ValueError(f"audio file is not a sound or video file that can be decoded: {name}") from error
-    if seconds is not None and total < 0.5 * seconds * sample_rate:
+    seconds = total / sample_rate
+    if exact and seconds < 0.98 * declared - 0.1:
         raise ValueError(
-            f"audio file is truncated: {name} declares {seconds:.2f} s of sound but holds {total / sample_rate:.2f} s"
+            f"audio file is truncated: {name} declares {declared:.2f} s of sound but holds {seconds:.2f} s"
         )
-    if total < MIN_SECONDS * sample_rate:
+    if seconds < MIN_SECONDS:
         raise ValueError(
-            f"audio is too short: {name} holds {total / sample_rate * 1000:.0f} ms, "
-            f"at least {MIN_SECONDS * 1000:.0f} ms are needed"
+            f"audio is too short: {name} holds {seconds * 1000:.0f} ms, at least {MIN_SECONDS * 1000:.0f} ms are needed"
         )
-    waveform = torch.from_numpy(np.concatenate(samples).astype(np.float32))
+    waveform = torch.from_numpy(np.concatenate(pieces))
     if not torch.isfinite(waveform).all():
         raise ValueError(f"audio file holds NaN or infinite samples: {name}")
     return waveform.clamp_(-1, 1)
 
 
-def _check_streams(container: object, name: object) -> None:
-    streams = container.streams  # type: ignore[attr-defined]
-    if len(streams) > MAX_STREAMS:
-        raise ValueError(f"audio file has {len(streams)} streams, at most {MAX_STREAMS} are accepted: {name}")
-    if not streams.audio:
+def _sound_track(container: InputContainer, name: object) -> AudioStream:
+    if len(container.streams) > MAX_STREAMS:
+        raise ValueError(f"audio file has {len(container.streams)} streams, at most {MAX_STREAMS} are accepted: {name}")
+    if not container.streams.audio:
         raise ValueError(f"audio file has no sound track: {name}")
-    stream = streams.audio[0]
+    stream = container.streams.audio[0]
     rate, channels = stream.rate or 0, stream.channels or 0
-    if not 1000 <= rate <= MAX_SAMPLE_RATE or not 1 <= channels <= MAX_CHANNELS:
+    if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE or not 1 <= channels <= MAX_CHANNELS:
         raise ValueError(f"audio file has an unusable sound track ({rate} Hz, {channels} channels): {name}")
+    return stream
 
 
-def _declared_seconds(container: object, stream: object) -> float | None:
-    if stream.duration is not None and stream.time_base is not None:  # type: ignore[attr-defined]
-        return float(stream.duration * stream.time_base)  # type: ignore[attr-defined]
-    duration = container.duration  # type: ignore[attr-defined]
-    return None if duration is None else float(duration) / 1_000_000
+def _mono(frames: Iterator[AudioFrame], sample_rate: int) -> Iterator[np.ndarray]:
+    """Samples of each frame, mixed to one channel at ``sample_rate``."""
+    import av
+
+    # Mixed down here: the resampler's own mix to mono adds 3 dB, which would clip.
+    resampler = av.AudioResampler(format="fltp", rate=sample_rate)
+    for frame in chain(frames, [None]):
+        for piece in resampler.resample(frame):
+            yield piece.to_ndarray().astype(np.float32).mean(axis=0)
+
+
+def _check_riff_size(file: BinaryIO, name: object) -> None:
+    """Decoders play a cut WAV file to its end without a word, so its declared size is compared here."""
+    head = file.read(12)
+    end = file.seek(0, 2)
+    file.seek(0)
+    declared = int.from_bytes(head[4:8], "little") + 8
+    # Writers to a pipe cannot know the size and leave 0 or the largest number.
+    known = 8 < declared < 0xFFFF_FFF0
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE" and known and declared - end > 1:
+        raise ValueError(f"audio file is truncated: {name} declares {declared} bytes, it holds {end}")

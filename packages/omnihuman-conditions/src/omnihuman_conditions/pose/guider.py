@@ -66,6 +66,7 @@ class PoseGuider(nn.Module):
     """
 
     config_class = PoseGuiderConfig
+    presets = {"tiny": PoseGuiderConfig.tiny}
 
     def __init__(self, config: PoseGuiderConfig) -> None:
         super().__init__()

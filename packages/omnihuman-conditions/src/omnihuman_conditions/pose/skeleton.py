@@ -80,6 +80,7 @@ class SkeletonExtractor:
     """
 
     config_class = SkeletonConfig
+    presets = {"tiny": SkeletonConfig.tiny, "full": SkeletonConfig.full}
 
     def __init__(self, config: SkeletonConfig) -> None:
         self.config = config
