@@ -1,0 +1,191 @@
+"""The command line: ``omnihuman-infer generate`` and ``omnihuman-infer info``.
+
+Nothing heavy is imported before arguments, files and model names are checked: a wrong request ends in one line and exit
+code 2 at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, get_args
+
+from omnihuman_infer.__about__ import __version__
+from omnihuman_infer.request import GenerateRequest, NegativeAudio, RequestError, Schedule, parse_region
+
+if TYPE_CHECKING:
+    from omnihuman_infer.pipeline import OnProgress
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 on success, 2 on bad input, 130 after Ctrl-C.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        return int(arguments.run(arguments))
+    except RequestError as error:
+        print(f"omnihuman-infer: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("omnihuman-infer: interrupted, nothing was written", file=sys.stderr)
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="omnihuman-infer", description="A picture and a voice in, a talking video out.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_generate(commands.add_parser("generate", help="generate one video"))
+    info = commands.add_parser("info", help="show what a model directory holds")
+    info.add_argument("model", help="name of a shipped model, or a model directory")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--image", required=True, type=Path, metavar="P", help="picture of the person (PNG, JPEG, WEBP)")
+    add("--audio", type=Path, metavar="W", help="sound that drives the person; any file with a sound track")
+    add("--pose", type=Path, metavar="K", help="keypoint file that drives the person")
+    add("--prompt", metavar="TEXT", help="what the video shows")
+    add("--out", type=Path, default=Path("out.mp4"), metavar="O.mp4", help="video to write (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="same seed, same file (default: %(default)s)")
+    add("--seconds", type=float, metavar="S", help="length without audio and pose; with them, the most that is made")
+    add("--num-steps", type=int, metavar="N", help="denoising steps (default: the model's)")
+    add("--guidance-scale", type=float, metavar="X", help="how strongly audio and text guide (default: the model's)")
+    add("--guidance-schedule", choices=get_args(Schedule), help="how the scale falls (default: the model's)")
+    add("--negative-audio", choices=get_args(NegativeAudio), default="auto", help="what audio is guided away from")
+    add("--speaker-region", type=str, metavar="x0,y0,x1,y1", help="who speaks, in fractions of the picture (0 to 1)")
+    add("--model", default="tiny", metavar="tiny|DIR", help="shipped model or model directory (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    add("--sampler", help="name of the sampler (default: the model's)")
+    add("--segment-frames", type=int, metavar="N", help="video frames denoised together (default: the model's)")
+    add("--max-seconds", type=float, default=600.0, metavar="S", help="longest input accepted (default: %(default)g)")
+    add("--allow-silence", action="store_true", help="accept a silent recording")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    region = arguments.speaker_region
+    request = GenerateRequest(
+        image=arguments.image,
+        audio=arguments.audio,
+        pose=arguments.pose,
+        prompt=arguments.prompt,
+        out=arguments.out,
+        seed=arguments.seed,
+        seconds=arguments.seconds,
+        num_steps=arguments.num_steps,
+        guidance_scale=arguments.guidance_scale,
+        guidance_schedule=arguments.guidance_schedule,
+        negative_audio=arguments.negative_audio,
+        speaker_region=None if region is None else parse_region(region),
+        model=arguments.model,
+        device=arguments.device,
+        sampler=arguments.sampler,
+        segment_frames=arguments.segment_frames,
+        max_seconds=arguments.max_seconds,
+        allow_silence=arguments.allow_silence,
+    )
+    # Each step costs more than the one before: fields, files, model index, then torch and the weights.
+    from omnihuman_infer.inputs import read_inputs
+    from omnihuman_infer.presets import model_directory
+
+    model_directory(arguments.model)
+    inputs = read_inputs(request)
+
+    from omnihuman_infer.pipeline import generate
+
+    begin = time.perf_counter()
+    with _terminate_cleanly(), _progress(quiet=arguments.quiet) as on_progress:
+        result = generate(request, inputs=inputs, on_progress=on_progress)
+    if not arguments.quiet:
+        for notice in result.notices:
+            print(f"note: {notice}", file=sys.stderr)
+        print(
+            f"{result.path}  {result.width}x{result.height}, {result.num_frames} frames, "
+            f"{result.num_frames / result.fps:.2f} s of video in {time.perf_counter() - begin:.1f} s"
+        )
+    return 0
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[OnProgress | None]:
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def on_progress(segment: int, num_segments: int, step: int, num_steps: int) -> None:
+            bar.update(
+                task,
+                description=f"segment {segment + 1}/{num_segments}",
+                total=num_segments * num_steps,
+                completed=segment * num_steps + step,
+            )
+
+        yield on_progress
+
+
+@contextmanager
+def _terminate_cleanly() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that no half-written file stays behind."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        # Only the main thread may set handlers; elsewhere the caller's own handling stays.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from omnihuman_infer.presets import model_directory
+
+    directory = model_directory(arguments.model)
+
+    from omnihuman_infer.describe import describe
+
+    print(describe(directory))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

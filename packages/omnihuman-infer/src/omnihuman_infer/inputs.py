@@ -1,0 +1,56 @@
+"""Reads the files of a request, without torch: what is wrong with them is said before any model work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from omnihuman_infer.media.picture import load_picture
+from omnihuman_infer.media.sound import SAMPLE_RATE, read_sound
+from omnihuman_infer.request import GenerateRequest, RequestError
+
+MAX_POSE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Decoded inputs of one request.
+
+    Attributes:
+        picture: RGB, upright, at its own size.
+        waveform: ``(samples,)`` mono at 16 kHz, or None without audio.
+    """
+
+    picture: Image.Image
+    waveform: NDArray[np.float32] | None
+
+    @property
+    def sound_seconds(self) -> float | None:
+        """Length of the sound, or None without audio."""
+        return None if self.waveform is None else len(self.waveform) / SAMPLE_RATE
+
+
+def read_inputs(request: GenerateRequest) -> Inputs:
+    """Check the request and read picture and sound.
+
+    Poses are read later, by the pose extractor of the model, which alone knows their format.
+
+    Raises:
+        RequestError: one line that names the field and the fix.
+    """
+    request.validate()
+    picture = load_picture(request.image)
+    waveform = None
+    if request.audio is not None:
+        waveform = read_sound(
+            request.audio,
+            max_seconds=request.max_seconds,
+            allow_silence=request.allow_silence,
+            keep_seconds=request.seconds,
+        )
+    if request.pose is not None and request.pose.stat().st_size > MAX_POSE_BYTES:
+        raise RequestError(f"pose: {request.pose} is larger than {MAX_POSE_BYTES // 2**20} MiB; cut it")
+    return Inputs(picture=picture, waveform=waveform)

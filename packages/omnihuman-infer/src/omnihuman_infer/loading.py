@@ -1,0 +1,150 @@
+"""Loads a model directory and checks that its components fit each other, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from omnihuman_core.model_dir import ModelComponents, load_component, load_model, read_index
+from omnihuman_infer.encoding import Encoders, read_pose
+from omnihuman_infer.media.sound import SAMPLE_RATE
+from omnihuman_infer.presets import model_directory
+from omnihuman_infer.request import RequestError
+
+
+class ModelError(RequestError):
+    """The model cannot be used: missing, damaged, or made of components that do not fit."""
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` takes CUDA where there is a GPU and the CPU otherwise.
+
+    Raises:
+        RequestError: the device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise RequestError(
+            f"device: {device} is not there ({torch.cuda.device_count()} CUDA devices); use --device cpu"
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise RequestError("device: mps is not there; use --device cpu")
+    return chosen
+
+
+def check_directory(model: str, pose: Path | None = None) -> None:
+    """Check a model's index, and a pose file against the model's pose extractor, without touching a weight.
+
+    Raises:
+        RequestError: one line that names the field and the fix.
+    """
+    directory = model_directory(model)
+    try:
+        index = read_index(directory)
+        wanted = pose is not None and "pose_extractor" in index.components
+        extractor = load_component(directory, "pose_extractor") if wanted else None
+    except ValueError as error:
+        raise _model_error(error) from None
+    if pose is not None:
+        read_pose(pose, extractor, fps=index.generation.fps)
+
+
+def load_components(model: str, *, device: torch.device, dtype: torch.dtype, ops: str) -> ModelComponents:
+    """Load a shipped model or a directory, and check that it can generate.
+
+    Raises:
+        ModelError: one line that names the component and the fix.
+    """
+    directory = model_directory(model)
+    try:
+        components = load_model(directory, device=device, dtype=dtype, ops=ops)
+    except ValueError as error:
+        raise _model_error(error) from None
+    check_fit(components, device=device, dtype=dtype)
+    return components
+
+
+def check_fit(components: ModelComponents, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare what the components declare, and what the encoders make of one tiny input.
+
+    Raises:
+        ModelError: two components do not fit each other or the generation settings.
+    """
+    spec, settings, latents = components.backbone.spec, components.generation, components.vae.latent_spec
+    if latents.channels != spec.latent_channels:
+        raise ModelError(
+            f"model: the vae makes {latents.channels} latent channels, the backbone takes {spec.latent_channels}; "
+            "use components that were trained together"
+        )
+    multiple = latents.spatial_stride * spec.spatial_multiple
+    if settings.size_multiple % multiple or settings.size_multiple % 2:
+        raise ModelError(
+            f"model: generation.size_multiple is {settings.size_multiple}; vae and backbone need an even multiple of "
+            f"{multiple}"
+        )
+    segment_latents(components, settings.segment_frames)
+    try:
+        _check_encoders(components, Encoders(components, device=device, dtype=dtype), multiple)
+    except (ValueError, RuntimeError) as error:
+        raise error if isinstance(error, RequestError) else _model_error(error) from None
+
+
+def segment_latents(components: ModelComponents, segment_frames: int) -> tuple[int, int]:
+    """Latent frames of one segment, and of the motion frames in it.
+
+    Raises:
+        ModelError: the lengths fit neither the strides of the VAE nor the multiples of the backbone.
+    """
+    spec, settings, latents = components.backbone.spec, components.generation, components.vae.latent_spec
+    carries = settings.motion_frames > 0 and "motion" in spec.conditions
+    try:
+        total = latents.latent_frames(segment_frames)
+        motion = latents.motion_latent_frames(settings.motion_frames) if carries else 0
+    except ValueError as error:
+        raise ModelError(f"segment_frames: {error}") from None
+    if total % spec.temporal_multiple or motion % spec.temporal_multiple or motion >= total:
+        raise ModelError(
+            f"segment_frames: {segment_frames} gives segments of {total} latent frames with {motion} of motion; the "
+            f"backbone needs multiples of {spec.temporal_multiple}, and segments longer than their motion"
+        )
+    return total, motion
+
+
+@torch.no_grad()
+def _check_encoders(components: ModelComponents, encoders: Encoders, side: int) -> None:
+    spec, latents = components.backbone.spec, components.vae.latent_spec
+    frames = latents.pixel_frames(2)
+    if encoders.has_text:
+        _check_width("text", encoders.text("").tokens.shape[-1], spec.text_dim)
+    if encoders.has_audio:
+        rate = getattr(getattr(components.audio_extractor, "config", None), "sample_rate", SAMPLE_RATE)
+        if rate != SAMPLE_RATE:
+            raise ModelError(
+                f"model: audio_extractor takes {rate} Hz, sound is given at {SAMPLE_RATE} Hz; use another one"
+            )
+        tokens = encoders.audio(torch.zeros(1, SAMPLE_RATE), frames).tokens
+        _check_width("audio", tokens.shape[-1], spec.audio_dim)
+        _check_positions("audio", (tokens.shape[1],), (2,))
+    if encoders.has_pose:
+        features = encoders.pose(torch.zeros(frames, 133, 3), (side, side)).features
+        _check_width("pose", features.shape[1], spec.pose_channels)
+        _check_positions("pose", tuple(features.shape[2:]), (2, *latents.latent_size(side, side)))
+
+
+def _check_width(name: str, got: int, wanted: int | None) -> None:
+    if got != wanted:
+        raise ModelError(f"model: {name}_encoder makes width {got}, the backbone takes {wanted}; use a matching one")
+
+
+def _check_positions(name: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if got != wanted:
+        raise ModelError(
+            f"model: {name}_encoder makes {got} latent positions where the vae makes {wanted}; their strides differ"
+        )
+
+
+def _model_error(error: Exception) -> ModelError:
+    return ModelError(f"model: {' '.join(str(error).split())}")

@@ -1,0 +1,204 @@
+"""What a user asks for: one frozen record, used by Python and by the command line.
+
+This module and the checks in it import neither torch nor a media library, so that a wrong request is answered at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Schedule = Literal["constant", "linear", "cosine"]
+NegativeAudio = Literal["auto", "null", "silence"]
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+MAX_GUIDANCE_SCALE = 100.0
+MAX_PROMPT_CHARACTERS = 4000
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out; the message is one line that names the field and the fix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """One video to generate.
+
+    ``None`` stands for "as the model directory says" unless stated otherwise.
+
+    Attributes:
+        image: Picture of the person (PNG, JPEG or WEBP).
+        audio: Sound that drives the person; any file with a sound track. The video is as long as the sound.
+        pose: Keypoint file that drives the person. Without ``audio`` the video is as long as the poses.
+        prompt: Text that describes the video.
+        out: The mp4 to write; an existing file is replaced once the new one is complete.
+        seed: Same seed, same request, same model, same machine: same file.
+        seconds: Length of a clip without audio and pose; with them, the most that is generated of them.
+        num_steps: Denoising steps, 1 to 1000.
+        guidance_scale: Scale of classifier-free guidance, 0 to 100; 1 turns it off (paper: 6.5).
+        guidance_schedule: How the scale falls over the steps.
+        negative_audio: What the audio is guided away from: the null condition, or an encoded silence. ``auto`` takes
+            silence when a speaker region is given, since outside the region the prediction is the negative one.
+        speaker_region: ``(x0, y0, x1, y1)`` in fractions of the picture, 0 to 1, origin at the top left: only inside it
+            do audio and text guide the video.
+        model: Name of a shipped model, or a model directory; None takes the loaded one, or ``tiny``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; None takes the loaded model's, or ``auto``.
+        sampler: Name of a sampler.
+        segment_frames: Video frames of one segment.
+        max_seconds: Longest audio or pose that is accepted.
+        allow_silence: Accept a silent recording.
+    """
+
+    image: Path
+    audio: Path | None = None
+    pose: Path | None = None
+    prompt: str | None = None
+    out: Path = Path("out.mp4")
+    seed: int = 0
+    seconds: float | None = None
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_schedule: Schedule | None = None
+    negative_audio: NegativeAudio = "auto"
+    speaker_region: tuple[float, float, float, float] | None = None
+    model: str | None = None
+    device: str | None = None
+    sampler: str | None = None
+    segment_frames: int | None = None
+    max_seconds: float = 600.0
+    allow_silence: bool = False
+
+    def __post_init__(self) -> None:
+        # Python callers may hand in plain strings.
+        for name in ("image", "audio", "pose", "out"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Path(value))
+        if self.model is not None:
+            object.__setattr__(self, "model", os.fspath(self.model))
+
+    def validate(self) -> None:
+        """Check every field by itself; :func:`omnihuman_infer.inputs.read_inputs` checks the contents of the files.
+
+        Raises:
+            RequestError: one line that names the field and the fix.
+        """
+        self._check_numbers()
+        self._check_choices()
+        if self.audio is None and self.pose is None and self.seconds is None:
+            raise RequestError("audio: nothing says how long the video is; give --audio, --pose or --seconds")
+        for name, path in (("image", self.image), ("audio", self.audio), ("pose", self.pose)):
+            if path is not None:
+                _check_file(name, path)
+        self._check_out()
+
+    def _check_numbers(self) -> None:
+        _check_integer("seed", self.seed, 0, MAX_SEED)
+        _check_integer("num_steps", self.num_steps, 1, MAX_STEPS)
+        _check_integer("segment_frames", self.segment_frames, 1, 100_000)
+        _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
+        _check_number("max_seconds", self.max_seconds, 0.04, 86_400.0)
+        _check_number("seconds", self.seconds, 0.04, self.max_seconds)
+        if self.speaker_region is None:
+            return
+        # A Python caller may hand in anything.
+        region: tuple[float, ...] = self.speaker_region
+        if len(region) != 4 or not all(_is_number(v) and 0.0 <= v <= 1.0 for v in region):
+            raise RequestError(
+                "speaker_region: must be x0,y0,x1,y1 in fractions of the picture between 0 and 1, "
+                f"got {','.join(map(str, region))}"
+            )
+        if not (region[0] < region[2] and region[1] < region[3]):
+            raise RequestError(
+                "speaker_region: x0 must be less than x1 and y0 less than y1, "
+                f"got {','.join(f'{v:g}' for v in region)}; the order is left,top,right,bottom"
+            )
+        if self.audio is None:
+            raise RequestError("speaker_region: needs a voice to restrict; give --audio or leave the region out")
+
+    def _check_choices(self) -> None:
+        if self.guidance_schedule is not None:
+            _check_choice("guidance_schedule", self.guidance_schedule, get_args(Schedule))
+        _check_choice("negative_audio", self.negative_audio, get_args(NegativeAudio))
+        if self.prompt is not None and len(self.prompt) > MAX_PROMPT_CHARACTERS:
+            raise RequestError(
+                f"prompt: has {len(self.prompt)} characters, the limit is {MAX_PROMPT_CHARACTERS}; shorten it"
+            )
+        if self.device is not None and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise RequestError(f"device: must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
+
+    def _check_out(self) -> None:
+        out = self.out
+        if out.suffix.lower() != ".mp4":
+            raise RequestError(f"out: must end in .mp4, got {out}")
+        if out.is_dir():
+            raise RequestError(f"out: {out} is a folder; name a file inside it")
+        for name, path in (("image", self.image), ("audio", self.audio), ("pose", self.pose)):
+            if path is not None and out.exists() and out.samefile(path):
+                raise RequestError(f"out: is the same file as {name}; choose another name")
+        folder = next(parent for parent in out.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise RequestError(f"out: {folder} is not a folder; choose another place")
+        try:
+            # Permission bits do not tell (root, read-only mounts): only a file that was written tells.
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise RequestError(
+                f"out: cannot write into {folder} ({error.strerror}); choose a folder you may write to"
+            ) from None
+
+
+def parse_region(text: str) -> tuple[float, float, float, float]:
+    """``"x0,y0,x1,y1"`` to numbers.
+
+    Raises:
+        RequestError: not four numbers.
+    """
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(
+            f"speaker_region: must be four numbers x0,y0,x1,y1 between 0 and 1, such as 0,0,0.5,1, got {text!r}"
+        ) from None
+    return x0, y0, x1, y1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_number(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not (_is_number(value) and low <= value <= high):
+        raise RequestError(f"{name}: must be between {low:g} and {high:g}, got {value}")
+
+
+def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and low <= value <= high):
+        raise RequestError(f"{name}: must be a whole number between {low} and {high}, got {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise RequestError(f"{name}: must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_file(name: str, path: Path) -> None:
+    if not path.exists():
+        raise RequestError(f"{name}: {path} does not exist; check the path")
+    if not path.is_file():
+        raise RequestError(f"{name}: {path} is not a regular file; name a file")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise RequestError(f"{name}: cannot read {path} ({error.strerror}); check its permissions") from None
+    if empty:
+        raise RequestError(f"{name}: {path} is empty; give another file")

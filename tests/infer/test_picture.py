@@ -1,0 +1,152 @@
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from omnihuman_infer.media.picture import BACKGROUND, fit_size, load_picture, resize
+from omnihuman_infer.request import RequestError
+
+from .files import write_picture, write_wav
+
+
+def png_header(path: Path, width: int, height: int) -> Path:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (100_000, 100_000), (2**31 - 1, 2**31 - 1)])
+def test_bomb_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
+    with pytest.raises(RequestError, match=r"^image: .* pixels, the limit"):
+        load_picture(png_header(tmp_path / "bomb.png", *size))
+
+
+def test_truncated_disguised_and_tiny(tmp_path: Path) -> None:
+    whole = write_picture(tmp_path / "a.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RequestError, match=r"^image: .* damaged or truncated"):
+        load_picture(tmp_path / "half.png")
+    write_wav(tmp_path / "sound.png", np.zeros(1000))
+    with pytest.raises(RequestError, match=r"^image: .* is not a PNG, JPEG or WEBP"):
+        load_picture(tmp_path / "sound.png")
+    # A format that Pillow reads, but that is not on the list.
+    Image.new("RGB", (32, 32)).save(tmp_path / "b.png", "BMP")
+    with pytest.raises(RequestError, match=r"^image: .* is not a PNG, JPEG or WEBP"):
+        load_picture(tmp_path / "b.png")
+    Image.new("RGB", (4, 400)).save(tmp_path / "line.png")
+    with pytest.raises(RequestError, match=r"^image: .* needs at least 16"):
+        load_picture(tmp_path / "line.png")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_truncated_at_every_length_gives_one_line(tmp_path: Path, kind: str) -> None:
+    Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / f"a.{kind}")
+    whole = (tmp_path / f"a.{kind}").read_bytes()
+    path = tmp_path / f"cut.{kind}"
+    for length in range(1, len(whole) - 16, max(1, len(whole) // 40)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(RequestError, match=r"^image: ") as caught:
+            load_picture(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_turned_by_exif(tmp_path: Path) -> None:
+    image = Image.new("RGB", (60, 30), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert load_picture(tmp_path / "a.jpg").size == (30, 60)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "kind", "expected"),
+    [
+        ("L", 200, "png", (200, 200, 200)),
+        ("LA", (200, 0), "png", BACKGROUND),
+        ("RGBA", (10, 20, 30, 255), "png", (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), "webp", BACKGROUND),
+        ("1", 1, "png", (255, 255, 255)),
+        ("P", 0, "png", (0, 0, 0)),
+        ("I;16", 65535, "png", (255, 255, 255)),
+        ("I;16", 32896, "png", (128, 128, 128)),
+        ("CMYK", (0, 0, 0, 0), "jpg", (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: object, kind: str, expected: object) -> None:
+    path = tmp_path / f"a.{kind}"
+    Image.new(mode, (32, 32), colour).save(path, **({"lossless": True} if kind == "webp" else {}))
+    picture = load_picture(path)
+    assert picture.mode == "RGB"
+    assert picture.getpixel((16, 16)) == expected
+
+
+sides = st.integers(16, 9000)
+
+
+@given(width=sides, height=sides, area=st.sampled_from([4096, 16384, 399_360]), multiple=st.sampled_from([8, 16, 32]))
+def test_fitted_size(width: int, height: int, area: int, multiple: int) -> None:
+    fit = fit_size(width, height, area=area, max_aspect=2.0, size_multiple=multiple)
+    assert fit.width % multiple == 0
+    assert fit.height % multiple == 0
+    assert 3 / 4 - 1e-9 <= fit.width * fit.height / area <= 4 / 3 + 1e-9
+    assert max(fit.width / fit.height, fit.height / fit.width) <= 2.0
+    left, top, right, bottom = fit.box
+    # The cut has the video's aspect, lies in the picture, is centred, and leaves one pair of sides whole.
+    assert math.isclose((right - left) / (bottom - top), fit.width / fit.height, rel_tol=1e-9)
+    assert left >= -1e-6
+    assert top >= -1e-6
+    assert math.isclose(left, width - right, abs_tol=1e-6)
+    assert math.isclose(top, height - bottom, abs_tol=1e-6)
+    assert min(left, top) <= 1e-6
+    # Turning the picture turns the size.
+    turned = fit_size(height, width, area=area, max_aspect=2.0, size_multiple=multiple)
+    assert {fit.width, fit.height} == {turned.width, turned.height}
+
+
+def test_fitted_size_keeps_known_aspects() -> None:
+    def size(width: int, height: int) -> tuple[int, int]:
+        fit = fit_size(width, height, area=480 * 832, max_aspect=3.0, size_multiple=16)
+        return fit.width, fit.height
+
+    assert size(1000, 1000) == (624, 624) or size(1000, 1000) == (640, 640)
+    wide = size(1920, 1080)
+    assert abs(wide[0] / wide[1] / (16 / 9) - 1) < 0.02
+    assert size(1080, 1920) == wide[::-1]
+    # Beyond the largest aspect the picture is cut.
+    panorama = size(10_000, 500)
+    assert panorama[0] / panorama[1] <= 3.0
+
+
+def test_small_models_get_a_size_too() -> None:
+    fit = fit_size(640, 480, area=100, max_aspect=2.0, size_multiple=16)
+    assert (fit.width, fit.height) == (16, 16)
+
+
+def test_points_follow_the_cut() -> None:
+    fit = fit_size(200, 100, area=64 * 64, max_aspect=1.0, size_multiple=16)
+    assert (fit.width, fit.height, fit.box) == (64, 64, (50.0, 0.0, 150.0, 100.0))
+    assert fit.to_video(0.5, 0.5, 200, 100) == (0.5, 0.5)
+    assert fit.to_video(0.25, 0.0, 200, 100) == (0.0, 0.0)
+    assert fit.to_video(0.0, 1.0, 200, 100) == (-0.5, 1.0)
+
+
+def test_resize_cuts_and_scales() -> None:
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[:, 50:150] = 255
+    fit = fit_size(200, 100, area=64 * 64, max_aspect=1.0, size_multiple=16)
+    video = resize(Image.fromarray(pixels), fit)
+    assert video.shape == (64, 64, 3)
+    # Lanczos reads a little past the cut: only the outermost pixels may show it.
+    assert video[:, 2:-2].min() >= 250

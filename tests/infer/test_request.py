@@ -1,0 +1,124 @@
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omnihuman_infer import GenerateRequest, RequestError
+from omnihuman_infer.request import parse_region
+
+from .files import voice, write_picture, write_wav
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> GenerateRequest:
+    picture = write_picture(tmp_path / "face.png")
+    sound = write_wav(tmp_path / "voice.wav", voice(0.5))
+    return GenerateRequest(image=picture, audio=sound, out=tmp_path / "clip.mp4")
+
+
+def test_good_request_passes_and_writes_nothing(good: GenerateRequest, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    good.validate()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_strings_become_paths() -> None:
+    request = GenerateRequest(image="a.png", audio="b.wav", out="c.mp4")
+    assert (request.image, request.audio, request.out) == (Path("a.png"), Path("b.wav"), Path("c.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"num_steps": -3}, "num_steps"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 2.5}, "num_steps"),
+        ({"num_steps": 10**9}, "num_steps"),
+        ({"num_steps": True}, "num_steps"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"guidance_scale": math.nan}, "guidance_scale"),
+        ({"guidance_scale": -0.1}, "guidance_scale"),
+        ({"guidance_scale": math.inf}, "guidance_scale"),
+        ({"guidance_schedule": "sine"}, "guidance_schedule"),
+        ({"negative_audio": "loud"}, "negative_audio"),
+        ({"speaker_region": (0.5, 0.0, 0.5, 1.0)}, "speaker_region"),
+        ({"speaker_region": (0.6, 0.0, 0.5, 1.0)}, "speaker_region"),
+        ({"speaker_region": (0.0, 0.0, 64.0, 64.0)}, "speaker_region"),
+        ({"speaker_region": (0.0, math.nan, 1.0, 1.0)}, "speaker_region"),
+        ({"speaker_region": (0.0, 1.0)}, "speaker_region"),
+        ({"device": "gpu"}, "device"),
+        ({"device": "cuda:x"}, "device"),
+        ({"prompt": "x" * 5000}, "prompt"),
+        ({"seconds": 0.0}, "seconds"),
+        ({"seconds": 601.0}, "seconds"),
+        ({"max_seconds": -1.0}, "max_seconds"),
+        ({"segment_frames": 0}, "segment_frames"),
+        ({"audio": None}, "audio"),
+        ({"image": "nowhere.png"}, "image"),
+        ({"audio": "nowhere.wav"}, "audio"),
+        ({"pose": "nowhere.json"}, "pose"),
+        ({"out": "clip.avi"}, "out"),
+    ],
+)
+def test_wrong_field_is_named_in_one_line(good: GenerateRequest, change: dict[str, object], names: str) -> None:
+    with pytest.raises(RequestError, match=rf"^{names}: ") as caught:
+        dataclasses.replace(good, **change).validate()
+    assert "\n" not in str(caught.value)
+
+
+def test_region_needs_a_voice(good: GenerateRequest) -> None:
+    with pytest.raises(RequestError, match=r"^speaker_region: needs a voice"):
+        dataclasses.replace(good, audio=None, seconds=1.0, speaker_region=(0.0, 0.0, 0.5, 1.0)).validate()
+
+
+def test_empty_file_and_folder_as_file(good: GenerateRequest, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    with pytest.raises(RequestError, match=r"^image: .* is empty"):
+        dataclasses.replace(good, image=empty).validate()
+    with pytest.raises(RequestError, match=r"^audio: .* not a regular file"):
+        dataclasses.replace(good, audio=tmp_path).validate()
+
+
+def test_output_that_cannot_be_written(good: GenerateRequest, tmp_path: Path) -> None:
+    folder = tmp_path / "folder.mp4"
+    folder.mkdir()
+    with pytest.raises(RequestError, match=r"^out: .* is a folder"):
+        dataclasses.replace(good, out=folder).validate()
+    with pytest.raises(RequestError, match=r"^out: .* is not a folder"):
+        dataclasses.replace(good, out=good.image / "clip.mp4").validate()
+    with pytest.raises(RequestError, match=r"^out: cannot write into"):
+        dataclasses.replace(good, out=Path("/proc/clip.mp4")).validate()
+    # A folder that does not exist yet is made when the video is written.
+    dataclasses.replace(good, out=tmp_path / "new" / "clip.mp4").validate()
+    assert not (tmp_path / "new").exists()
+
+
+def test_output_is_not_an_input(good: GenerateRequest, tmp_path: Path) -> None:
+    sound = write_wav(tmp_path / "voice.mp4", voice(0.5))
+    link = tmp_path / "link.mp4"
+    os.link(sound, link)
+    with pytest.raises(RequestError, match=r"^out: is the same file as audio"):
+        dataclasses.replace(good, audio=sound, out=link).validate()
+
+
+def test_region_text() -> None:
+    assert parse_region("0,0.25,.5,1") == (0.0, 0.25, 0.5, 1.0)
+    for text in ("", "1,2,3", "0,0,a,1", "0,0,1,1,1"):
+        with pytest.raises(RequestError, match=r"^speaker_region: "):
+            parse_region(text)
+
+
+def test_checking_a_request_imports_neither_torch_nor_media_libraries() -> None:
+    code = (
+        "import sys; from omnihuman_infer import GenerateRequest; import omnihuman_infer.cli, omnihuman_infer.presets;"
+        "import omnihuman_infer.inputs;"
+        "print([m for m in ('torch', 'av', 'rich', 'omnihuman_core') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
