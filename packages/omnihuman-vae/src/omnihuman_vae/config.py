@@ -70,8 +70,9 @@ class CausalVAEConfig:
             raise ValueError(
                 f"CausalVAEConfig.patch_size must be (frames, p, p) of positive sizes, got {self.patch_size}"
             )
-        if min(self.channels) < 1 or min(self.encoder_blocks + self.decoder_blocks) < 0:
-            raise ValueError("CausalVAEConfig.channels must be positive and block counts not negative")
+        for name, least in (("channels", 1), ("encoder_blocks", 0), ("decoder_blocks", 0)):
+            if min(getattr(self, name)) < least:
+                raise ValueError(f"CausalVAEConfig.{name} must be at least {least} each, got {getattr(self, name)}")
         if self.convolution not in ("factored", "full"):
             raise ValueError(f"CausalVAEConfig.convolution must be 'factored' or 'full', got {self.convolution!r}")
         if self.norm_eps <= 0:

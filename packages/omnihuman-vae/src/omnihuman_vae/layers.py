@@ -98,7 +98,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """``(B, C, T, H, W)`` to the same shape."""
-        residual = self.conv1(F.silu(self.norm1(x)), cache)
+        residual: Tensor = self.conv1(F.silu(self.norm1(x)), cache)
         residual = self.conv2(F.silu(self.norm2(residual)), cache)
         return x + residual
 

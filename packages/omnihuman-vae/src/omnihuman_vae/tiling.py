@@ -127,16 +127,16 @@ class TiledVideoVAE:
 
     def _blend(self, tiles: list[_Tile], parts: Iterable[Tensor], *, stride: int) -> Tensor:
         """Weighted mean of the tiles; ``stride`` is the number of output positions per latent position."""
-        parts = iter(parts)
-        part = next(parts)
+        rest = iter(parts)
+        first = next(rest)
         if len(tiles) == 1:
-            return part
+            return first
         height = max(tile.top + tile.height for tile in tiles) * stride
         width = max(tile.left + tile.width for tile in tiles) * stride
         ramp = self.config.overlap // self.latent_spec.spatial_stride * stride
-        total = part.new_zeros((*part.shape[:-2], height, width), dtype=torch.float32)
+        total = first.new_zeros((*first.shape[:-2], height, width), dtype=torch.float32)
         weights = total.new_zeros((height, width))
-        for tile, part in zip(tiles, chain([part], parts), strict=True):
+        for tile, part in zip(tiles, chain([first], rest), strict=True):
             rows = _ramps(part.shape[-2], ramp, before=tile.top > 0, after=(tile.top + tile.height) * stride < height)
             columns = _ramps(
                 part.shape[-1], ramp, before=tile.left > 0, after=(tile.left + tile.width) * stride < width
@@ -144,7 +144,7 @@ class TiledVideoVAE:
             weight = torch.outer(rows, columns).to(part.device)  # (H, W)
             tile.cut(total, stride).add_(part.float() * weight)
             tile.cut(weights, stride).add_(weight)
-        return (total / weights).to(part.dtype)
+        return (total / weights).to(first.dtype)
 
 
 def _starts(length: int, size: int, overlap: int) -> list[int]:

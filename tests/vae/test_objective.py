@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from omnihuman_core.contracts.objective import Objective
+from omnihuman_vae.discriminator import ImageAndVideoDiscriminator, PatchDiscriminator
+from omnihuman_vae.objective import VAEObjective, VAEObjectiveConfig
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def reconstruct(vae, clip):
+    with torch.no_grad():
+        return vae.reconstruct(vae.posterior(clip).sample(seeded()))
+
+
+def test_loss_is_l1_plus_weighted_kl(narrow, video):
+    vae, clip = narrow("tiny"), video()
+    objective = VAEObjective(VAEObjectiveConfig(kl_weight=0.3))
+    assert isinstance(objective, Objective)
+    out = objective(vae, {"video": clip}, generator=seeded())
+    expected = F.l1_loss(reconstruct(vae, clip), clip) + 0.3 * vae.posterior(clip).kl().mean()
+    torch.testing.assert_close(out.loss, expected)
+    mse = F.mse_loss(reconstruct(vae, clip) / 2, clip / 2)
+    torch.testing.assert_close(out.metrics["psnr"], -10 * mse.log10())
+    assert not any(metric.requires_grad for metric in out.metrics.values())
+
+
+def test_charbonnier_is_quadratic_when_small_and_absolute_when_large(narrow, video):
+    vae, clip = narrow("tiny"), video()
+    error = reconstruct(vae, clip) - clip
+    for epsilon, expected in ((1e-4, error.abs().mean()), (1e3, error.square().mean() / 2e3)):
+        config = VAEObjectiveConfig(reconstruction="charbonnier", charbonnier_epsilon=epsilon, kl_weight=0.0)
+        # sqrt(e^2 + s^2) - s cancels in fp32 for a large s.
+        out = VAEObjective(config)(vae, {"video": clip}, generator=seeded())
+        torch.testing.assert_close(out.loss, expected, rtol=0.15, atol=2e-4)
+
+
+def test_weights_pick_the_pixels_and_keep_the_scale(narrow, video):
+    vae, clip = narrow("tiny"), video()
+    objective = VAEObjective(VAEObjectiveConfig(kl_weight=0.0))
+    mask = torch.zeros(1, 1, *clip.shape[2:])
+    mask[..., :4, :4] = 7.0
+    out = objective(vae, {"video": clip, "weight": mask}, generator=seeded())
+    expected = F.l1_loss(reconstruct(vae, clip)[..., :4, :4], clip[..., :4, :4])
+    torch.testing.assert_close(out.loss, expected)
+    plain = objective(vae, {"video": clip}, generator=seeded()).loss
+    even = objective(vae, {"video": clip, "weight": torch.full_like(mask, 3.0)}, generator=seeded()).loss
+    torch.testing.assert_close(even, plain)
+    with pytest.raises(ValueError, match="weight"):
+        objective(vae, {"video": clip, "weight": mask[:, :, :1]})
+
+
+def test_one_batch_is_learnt(narrow, video):
+    vae = narrow("tiny").train()
+    # Smooth content: what a clip is, and what noise is not.
+    clip = F.interpolate(video(2, 4, 4, batch=2), size=(9, 16, 16), mode="trilinear")
+    objective = VAEObjective(VAEObjectiveConfig(reconstruction="charbonnier"))
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=5e-3, weight_decay=0.0)
+    psnr = []
+    for _ in range(50):
+        out = objective(vae, {"video": clip}, generator=seeded())
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        psnr.append(out.metrics["psnr"].item())
+    assert psnr[-1] > 22
+    assert psnr[-1] > psnr[0] + 8
+
+
+def test_every_parameter_learns(vae, video):
+    VAEObjective()(vae, {"video": video()}, generator=seeded()).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in vae.parameters())
+
+
+def test_perceptual_term_is_the_callers(narrow, video):
+    vae, clip = narrow("tiny"), video()
+    config = VAEObjectiveConfig(kl_weight=0.0, perceptual_weight=2.0)
+    out = VAEObjective(config, perceptual=lambda a, b: F.mse_loss(a, b))(vae, {"video": clip}, generator=seeded())
+    decoded = reconstruct(vae, clip)
+    torch.testing.assert_close(out.loss, F.l1_loss(decoded, clip) + 2 * F.mse_loss(decoded, clip))
+
+
+class MeanIntensity(nn.Module):
+    """A discriminator that takes bright video for real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, video):
+        return (self.scale * video.mean(dim=(1, 2, 3, 4)), self.scale * video.amax())
+
+
+def test_adversarial_terms_are_the_hinge_game(narrow, video):
+    vae, clip = narrow("tiny"), video()
+    discriminator = MeanIntensity()
+    objective = VAEObjective(VAEObjectiveConfig(kl_weight=0.0, adversarial_weight=0.5), discriminator=discriminator)
+    decoded = reconstruct(vae, clip)
+    score = (2 * decoded.mean() + 2 * decoded.amax()) / 2
+    out = objective(vae, {"video": clip}, generator=seeded())
+    torch.testing.assert_close(out.loss, F.l1_loss(decoded, clip) - 0.5 * score)
+    out.loss.backward()
+    assert discriminator.scale.grad is None
+
+    vae.zero_grad()
+    game = objective.discriminator_loss(vae, {"video": clip}, generator=seeded())
+    real = F.relu(1 - 2 * clip.mean()) + F.relu(1 - 2 * clip.amax())
+    fake = F.relu(1 + 2 * decoded.mean()) + F.relu(1 + 2 * decoded.amax())
+    torch.testing.assert_close(game.loss, (real + fake) / 4)
+    game.loss.backward()
+    assert discriminator.scale.grad is not None
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+def test_shipped_discriminator_plays(narrow, video):
+    vae, clip = narrow("tiny"), video()
+    objective = VAEObjective(
+        VAEObjectiveConfig(adversarial_weight=0.1), discriminator=ImageAndVideoDiscriminator(width=4, num_layers=2)
+    )
+    objective(vae, {"video": clip}).loss.backward()
+    assert all(parameter.grad is None for parameter in objective.discriminator.parameters())
+    objective.discriminator_loss(vae, {"video": clip}).loss.backward()
+    assert all(parameter.grad is not None for parameter in objective.discriminator.parameters())
+
+
+def test_discriminator_shapes(video):
+    discriminator = ImageAndVideoDiscriminator(width=4, num_layers=3, frame_step=4)
+    image, clip = discriminator(video(9, 32, 24, batch=2))
+    assert image.shape == (2 * 3, 1, 1, 4, 3)
+    assert clip.shape == (2, 1, 9, 4, 3)
+    assert discriminator(video(1, 32, 24))[1].shape == (1, 1, 1, 4, 3)
+
+
+def test_discriminator_layers_have_unit_spectral_norm():
+    discriminator = PatchDiscriminator(width=6, num_layers=2, temporal_kernel=3)
+    for _ in range(40):
+        discriminator(torch.randn(1, 3, 3, 16, 16))
+    for layer in [*discriminator.layers, discriminator.head]:
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2).item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_image_discriminator_judges_each_frame_alone(video):
+    discriminator = PatchDiscriminator(width=4, num_layers=2, temporal_kernel=1).eval()
+    clip = video(4, 16, 16)
+    torch.testing.assert_close(discriminator(clip)[:, :, 2:3], discriminator(clip[:, :, 2:3]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"temporal_kernel": 2}, "odd"), ({"temporal_kernel": 1, "width": 0}, "width"), ({"temporal_kernel": 0}, "odd")],
+)
+def test_bad_discriminator_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PatchDiscriminator(**arguments)
+
+
+def test_discriminator_refuses_small_pictures():
+    with pytest.raises(ValueError, match="at least 8"):
+        PatchDiscriminator(temporal_kernel=1)(torch.zeros(1, 3, 1, 4, 16))
+    with pytest.raises(ValueError, match="frame_step"):
+        ImageAndVideoDiscriminator(frame_step=0)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"reconstruction": "l2"}, "reconstruction"),
+        ({"charbonnier_epsilon": 0.0}, "charbonnier_epsilon"),
+        ({"kl_weight": -1.0}, "kl_weight"),
+    ],
+)
+def test_bad_objective_config_is_refused(table, message):
+    with pytest.raises(ValueError, match=message):
+        VAEObjectiveConfig(**table)
+
+
+def test_terms_and_their_networks_come_together(narrow, video):
+    with pytest.raises(ValueError, match="perceptual_weight"):
+        VAEObjective(VAEObjectiveConfig(perceptual_weight=1.0))
+    with pytest.raises(ValueError, match="adversarial_weight"):
+        VAEObjective(discriminator=MeanIntensity())
+    with pytest.raises(ValueError, match="discriminator"):
+        VAEObjective().discriminator_loss(narrow("tiny"), {"video": video()})
