@@ -92,7 +92,7 @@ def compile_for(launched: Launched, arch: int) -> Compiled:
     keywords = {k: v for k, v in launched.options.items() if k in names}
     options = {k: v for k, v in launched.options.items() if k not in names}
     values = dict(zip(names, launched.args, strict=False)) | keywords
-    assert list(values) == names, set(names) ^ set(values)
+    assert set(values) == set(names), set(names) ^ set(values)
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     signature = {}

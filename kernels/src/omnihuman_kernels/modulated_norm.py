@@ -32,6 +32,9 @@ from omnihuman_kernels._segments import (
     sum_chunks,
 )
 
+# Rows in flight in backward, through shared memory: its sums take the registers that more programs would need.
+PREFETCH = 3
+
 
 @triton.jit
 def forward_kernel(
@@ -77,6 +80,7 @@ def backward_kernel(
     gate_stride_b, gate_stride_s, scale_stride_b, scale_stride_s,
     ends, length, width,
     GATED: tl.constexpr, HAS_DSTREAM: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
     segment, first, last = chunk_rows(tl.program_id(0), ends, ROWS)
@@ -90,7 +94,7 @@ def backward_kernel(
     if GATED:
         gate = tl.load(gate_ptr + batch * gate_stride_b + segment * gate_stride_s + dims, mask=inside, other=0.0)
         gate = gate.to(tl.float32)
-    for step in range(last - first):
+    for step in tl.range(0, last - first, num_stages=STAGES):
         wide = (first + step).to(tl.int64)
         out = (batch * length + wide) * width + dims
         dy = tl.load(dy_ptr + batch * dy_stride_b + wide * dy_stride_l + dims, mask=inside, other=0.0).to(tl.float32)
@@ -164,7 +168,7 @@ def _run_backward(
         given, dy, stream, x, gate, scale, mean, rstd, dresidual, dresidual if dx is None else dx, partial,
         *given.stride()[:2], *dy.stride()[:2], *stream.stride()[:2], *x.stride()[:2],
         *gate.stride()[:2], *scale.stride()[:2], segment_ends(segments), length, width,
-        GATED=gated, HAS_DSTREAM=dstream is not None, ROWS=rows, BLOCK_D=block, num_warps=warps,
+        GATED=gated, HAS_DSTREAM=dstream is not None, ROWS=rows, BLOCK_D=block, STAGES=PREFETCH, num_warps=warps,
     )  # fmt: skip
     return sum_chunks(partial, segments, rows)
 
