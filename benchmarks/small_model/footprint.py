@@ -1,0 +1,51 @@
+"""Time and peak memory of the command line, each run in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from omnihuman_train.data.characters import FRAME_RATE
+from small_model.generation import heldout_clip, write_wav
+
+
+def footprint(model: str) -> dict[str, float]:
+    """Seconds of a 4 s clip, and peak memory of clips of 4, 5 and 20 s."""
+    four, five, twenty = (run(model, seconds) for seconds in (4, 5, 20))
+    return {
+        "seconds_for_4s_clip": four[0],
+        "peak_mb_4s": four[1],
+        "peak_mb_5s": five[1],
+        "peak_mb_20s": twenty[1],
+        "peak_20s_over_5s": twenty[1] / five[1],
+    }
+
+
+def run(model: str, seconds: int) -> tuple[float, float]:
+    """Wall seconds and peak resident megabytes of one generation."""
+    clip = heldout_clip(5000, num_frames=round(seconds * FRAME_RATE), shape=(64, 64, "half"), speech="speech")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        pixels = ((clip.reference + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(root / "reference.png")
+        write_wav(root / "voice.wav", clip.waveform)
+        command = [sys.executable, "-c", _MEASURED, "generate", "--image", str(root / "reference.png")]
+        command += ["--audio", str(root / "voice.wav"), "--out", str(root / "out.mp4"), "--model", model]
+        started = time.monotonic()
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return time.monotonic() - started, float(done.stderr.split()[-1]) / 1024
+
+
+_MEASURED = """
+import resource, sys
+from omnihuman_infer.cli import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
