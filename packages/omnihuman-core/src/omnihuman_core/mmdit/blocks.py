@@ -42,7 +42,8 @@ def _listen(module: FrameCrossAttention | None, x: Tensor, inputs: BlockInputs, 
     """Add audio cross-attention to the motion and video tokens; ``x (B, L or L + S, D)``."""
     if module is None or inputs.audio is None:
         return x
-    silent, audible, rest = x.split((inputs.first_audible, visual - inputs.first_audible, x.shape[1] - visual), dim=1)
+    sizes = (inputs.first_audible, visual - inputs.first_audible, x.shape[1] - visual)
+    silent, audible, rest = x.split_with_sizes(sizes, dim=1)
     return torch.cat([silent, audible + module(audible, inputs.audio), rest], dim=1)  # (B, L or L + S, D)
 
 
@@ -104,7 +105,8 @@ class DoubleStreamBlock(nn.Module):
             tables = inputs.cos[visual:], inputs.sin[visual:]
             text_qkv = self._qkv(self.text, text, text_shift, text_scale, words, *tables)
             q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), text_qkv, strict=True))  # (B, L + S, N, K)
-            attended, text_attended = self.ops.attention(q, k, v, mask=inputs.mask).split((visual, *words), dim=1)
+            attended = self.ops.attention(q, k, v, mask=inputs.mask)
+            attended, text_attended = attended.split_with_sizes((visual, *words), dim=1)
             text = self._finish(self.text, text, text_attended, tuple(text_rest), words)
         video = self._finish(self.video, video, attended, tuple(rest), inputs.segments)
         return _listen(self.audio, video, inputs, visual), text
@@ -131,7 +133,7 @@ class SingleStreamBlock(nn.Module):
         segments = (*inputs.segments[:-1], inputs.segments[-1] + text_tokens)
         shift, scale, gate = self.modulation(inputs.condition)
         normed = self.ops.modulated_norm(x, shift, scale, segments=segments, eps=self.eps)
-        qkv, hidden = self.linear1(normed).split(self.sizes, dim=-1)
+        qkv, hidden = self.linear1(normed).split_with_sizes(self.sizes, dim=-1)
         q, k, v = rearrange(qkv, "B L (three N K) -> three B L N K", three=3, N=self.num_heads).unbind()
         norm = self.qk_norm
         q, k = self.ops.qk_norm_rope(q, k, norm.q_weight, norm.k_weight, inputs.cos, inputs.sin, eps=self.eps)

@@ -68,20 +68,23 @@ class MMDiTConfig:
         # Configs read from TOML carry lists.
         for name in ("patch_size", "rope_dims", "audio_blocks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("patch_size", "rope_dims"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"MMDiTConfig.{name} must be three integers, got {getattr(self, name)}")
         for name in ("latent_channels", "hidden_size", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"MMDiTConfig.{name} must be at least 1, got {getattr(self, name)}")
         if self.num_blocks < 1 or min(self.num_double_blocks, self.num_single_blocks, self.text_refiner_depth) < 0:
             raise ValueError("MMDiTConfig needs at least one block and no negative block count")
-        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
-            raise ValueError(f"MMDiTConfig.patch_size must be three positive integers, got {self.patch_size}")
+        if min(self.patch_size) < 1:
+            raise ValueError(f"MMDiTConfig.patch_size must be at least 1, got {self.patch_size}")
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"MMDiTConfig.hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}"
             )
-        if len(self.rope_dims) != 3 or any(dim % 2 for dim in self.rope_dims) or sum(self.rope_dims) != self.head_dim:
+        if any(dim % 2 for dim in self.rope_dims) or sum(self.rope_dims) != self.head_dim:
             raise ValueError(
-                f"MMDiTConfig.rope_dims must be three even numbers that sum to the head width {self.head_dim}, "
+                f"MMDiTConfig.rope_dims must be even numbers that sum to the head width {self.head_dim}, "
                 f"got {self.rope_dims}"
             )
         if self.text_dim is None and (self.pooled_dim is not None or self.text_refiner_depth):

@@ -24,14 +24,12 @@ def init_weights(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, SingleStreamBlock):
             # Packed projections: each part has the scale it would have alone.
-            for part in module.linear1.weight.split(module.sizes):
+            for part in module.linear1.weight.split_with_sizes(module.sizes):
                 nn.init.xavier_uniform_(part)
         elif isinstance(module, TimestepEmbedder):
             nn.init.normal_(module.mlp.up.weight, std=0.02)
             nn.init.normal_(module.mlp.down.weight, std=0.02)
-        elif isinstance(module, Modulation):
-            nn.init.zeros_(module.proj.weight)
-        elif isinstance(module, FinalLayer):
+        elif isinstance(module, Modulation | FinalLayer):
             nn.init.zeros_(module.proj.weight)
         elif isinstance(module, FrameCrossAttention):
             nn.init.zeros_(module.out.weight)

@@ -170,6 +170,7 @@ class FinalLayer(nn.Module):
         shift, scale = self.modulation(condition)
         patches = self.proj(self.ops.modulated_norm(x, shift, scale, segments=(x.shape[1],), eps=self.eps))
         (t, h, w), (pt, ph, pw) = grid, self.patch_size
-        return rearrange(
+        latents: Tensor = rearrange(
             patches, "B (t h w) (C pt ph pw) -> B C (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw
         )
+        return latents

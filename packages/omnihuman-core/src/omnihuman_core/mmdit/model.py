@@ -13,6 +13,7 @@ from omnihuman_core.mmdit.config import MMDiTConfig
 from omnihuman_core.mmdit.init import init_weights
 from omnihuman_core.mmdit.layers import MLP, FinalLayer, Modulation, PatchEmbed3D, TimestepEmbedder
 from omnihuman_core.mmdit.positions import Grid, append_text, grid_ids, reference_ids, rope_table
+from omnihuman_core.mmdit.presets import hunyuan_video, small, tiny
 from omnihuman_core.mmdit.refiner import TokenRefiner
 from omnihuman_core.ops import eager_ops
 
@@ -28,6 +29,7 @@ class MMDiT(nn.Module):
     """
 
     config_class = MMDiTConfig
+    presets = {"tiny": tiny, "small": small, "hunyuan_video": hunyuan_video}
 
     def __init__(self, config: MMDiTConfig, ops: Ops | None = None) -> None:
         super().__init__()
@@ -120,8 +122,8 @@ class MMDiT(nn.Module):
 
     def _grid(self, latents: Tensor) -> Grid:
         """Tokens of ``(B, C, t, h, w)`` along time, rows and columns."""
-        frames, rows, columns = (size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size))
-        return frames, rows, columns
+        (frames, rows, columns), (pt, ph, pw) = latents.shape[2:], self.config.patch_size
+        return frames // pt, rows // ph, columns // pw
 
     def _reference_tokens(self, conditioning: Conditioning) -> int:
         return 0 if conditioning.reference is None else math.prod(self._grid(conditioning.reference.latents))

@@ -28,13 +28,13 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, *, segments: Segment
         # With one sample the modulation is the affine part of the norm itself: one pass instead of two.
         parts = [
             F.layer_norm(part, width, scale[0, row].to(x.dtype), shift[0, row].to(x.dtype), eps)
-            for row, part in enumerate(x.split(segments, dim=1))
+            for row, part in enumerate(x.split_with_sizes(segments, dim=1))
         ]
     else:
         normed = F.layer_norm(x, width, None, None, eps)
         parts = [
             torch.addcmul(shift[:, row, None], part, scale[:, row, None])
-            for row, part in enumerate(normed.split(segments, dim=1))
+            for row, part in enumerate(normed.split_with_sizes(segments, dim=1))
         ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (B, L, D)
 
@@ -51,7 +51,7 @@ def gated_residual(residual: Tensor, x: Tensor, gate: Tensor, *, segments: Segme
     Returns:
         ``(B, L, D)``.
     """
-    pieces = zip(residual.split(segments, dim=1), x.split(segments, dim=1), strict=True)
+    pieces = zip(residual.split_with_sizes(segments, dim=1), x.split_with_sizes(segments, dim=1), strict=True)
     parts = [torch.addcmul(r, part, gate[:, row, None]) for row, (r, part) in enumerate(pieces)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (B, L, D)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,4 +15,9 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
         weight: ``(K,)``.
         eps: Added to the mean square.
     """
+    if x.device.type == "cpu":
+        # torch has no fused CPU kernel; this takes half as many passes over x as its composite does.
+        wide = x.float()
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
+        return (wide * (torch.rsqrt(mean_square + eps) * weight)).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)

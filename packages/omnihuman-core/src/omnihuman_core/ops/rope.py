@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from omnihuman_core.ops.norm import rms_norm
@@ -19,7 +20,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         ``(B, L, N, K)`` in the dtype of ``x``; the product is taken in fp32.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, L, N, K / 2)
+    pairs = torch.view_as_complex(rearrange(x.float(), "B L N (K two) -> B L N K two", two=2))  # (B, L, N, K / 2)
     turned = torch.view_as_real(pairs * torch.complex(cos, sin)[:, None])
     return turned.flatten(-2).to(x.dtype)  # (B, L, N, K)
 
