@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from omnihuman_infer import GenerateRequest, OmniHumanPipeline
 
 from .files import voice, write_picture, write_wav

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from omnihuman_conditions.audio.encoder import AudioEncoder, AudioEncoderConfig
 from omnihuman_conditions.audio.features import LogMelConfig, LogMelExtractor
 from omnihuman_conditions.pose.guider import PoseGuider, PoseGuiderConfig
@@ -27,7 +28,7 @@ LATENT_CHANNELS, TEXT, AUDIO, POSE = 4, 8, 8, 4
 SETTINGS = GenerationSettings(
     segment_frames=17,
     motion_frames=5,
-    area=32 * 32,
+    area=48 * 48,
     max_aspect=2.0,
     size_multiple=16,
     num_steps=2,
@@ -43,7 +44,11 @@ def make_components(**mmdit: Any) -> dict[str, tuple[str, Any]]:
     """Components by name, each with its plugin's name."""
     torch.manual_seed(0)
     vae = dataclasses.replace(
-        vae_presets.tiny(), latent_channels=LATENT_CHANNELS, channels=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1, 1)
+        vae_presets.tiny(),
+        latent_channels=LATENT_CHANNELS,
+        channels=(8, 8),
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1, 1),
     )
     backbone = {
         "latent_channels": LATENT_CHANNELS,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from omnihuman_core.contracts import Backbone, Conditioning
 from omnihuman_core.flow import SAMPLERS, Guidance, guided, schedule
 from omnihuman_core.model_dir import ModelComponents
-from torch import Tensor
-
 from omnihuman_infer.request import GenerateRequest, RequestError
 
 

@@ -24,7 +24,7 @@ def resolve_device(device: str) -> torch.device:
         RequestError: the device is not there.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise RequestError(
@@ -32,7 +32,7 @@ def resolve_device(device: str) -> torch.device:
         )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise RequestError("device: mps is not there; use --device cpu")
-    return chosen
+    return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
 
 
 def check_directory(model: str, pose: Path | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnihuman_core.activation import active_conditions
-from omnihuman_core.contracts import ReferenceCondition
 from omnihuman_core.model_dir import ModelComponents
-from omnihuman_infer.conditioning import ClipConditions, PoseTrack
-from omnihuman_infer.denoising import Denoiser
 from omnihuman_infer.encoding import Encoders
 from omnihuman_infer.inputs import Inputs, read_inputs
-from omnihuman_infer.loading import check_directory, load_components, resolve_device, segment_latents
-from omnihuman_infer.long_video import Segment, plan_segments
-from omnihuman_infer.media.picture import Fit, fit_size, resize
-from omnihuman_infer.media.sound import SAMPLE_RATE
+from omnihuman_infer.loading import check_directory, load_components, resolve_device
 from omnihuman_infer.media.video import VideoWriter
+from omnihuman_infer.preparation import Clip, prepare_clip
 from omnihuman_infer.request import GenerateRequest, RequestError
-from omnihuman_infer.speaker import region_in_video, region_map
 
 # (segment, number of segments, steps done in it, steps of a segment)
 OnProgress = Callable[[int, int, int, int], None]
@@ -53,29 +45,6 @@ class GenerationResult:
     width: int
     height: int
     fps: float
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """Everything that is settled before the first denoising step.
-
-    Attributes:
-        num_frames: Frames of the video.
-        fit: Size of the video and cut of the picture.
-        segments: Denoising runs, in order.
-        conditions: Conditions of all of them.
-        denoiser: Sampler and guidance.
-        seed: Of the noise.
-        notices: What the user should know, one line each.
-    """
-
-    num_frames: int
-    fit: Fit
-    segments: list[Segment]
-    conditions: ClipConditions
-    denoiser: Denoiser
-    seed: int
     notices: tuple[str, ...]
 
 
@@ -143,7 +112,6 @@ class OmniHumanPipeline:
             path=request.out, num_frames=clip.num_frames, fps=settings.fps, notices=clip.notices, **size
         )
 
-    @torch.inference_mode()
     def prepare(self, request: GenerateRequest, inputs: Inputs | None = None) -> Clip:
         """Read and encode the inputs, and settle sizes, segments and guidance.
 
@@ -152,32 +120,7 @@ class OmniHumanPipeline:
         """
         self._check_same_model(request)
         inputs = read_inputs(request) if inputs is None else inputs
-        settings, spec = self.components.generation, self.components.vae.latent_spec
-        denoiser = Denoiser.from_request(request, self.components)
-        keypoints = None if request.pose is None else self.encoders.read_pose(request.pose)
-        num_frames, notices = self._length(request, inputs, keypoints)
-        latent_frames = spec.latent_frames(spec.fit_frames(num_frames))
-        total, motion = segment_latents(self.components, request.segment_frames or settings.segment_frames)
-        segments = plan_segments(latent_frames, total, motion)
-        fit = fit_size(
-            *inputs.picture.size,
-            area=settings.area,
-            max_aspect=settings.max_aspect,
-            size_multiple=settings.size_multiple,
-        )
-        conditions = self._conditions(request, inputs, keypoints, fit, frames=spec.pixel_frames(segments[-1].stop))
-        if request.speaker_region is not None:
-            region = region_in_video(request.speaker_region, fit, inputs.picture.size)
-            denoiser = denoiser.restricted_to(region_map(region, *conditions.latent_size).to(self.device))
-        return Clip(
-            num_frames=num_frames,
-            fit=fit,
-            segments=segments,
-            conditions=conditions,
-            denoiser=denoiser,
-            seed=request.seed,
-            notices=notices,
-        )
+        return prepare_clip(request, inputs, self.components, self.encoders)
 
     @torch.inference_mode()
     def frames(self, clip: Clip, *, on_progress: OnProgress | None = None) -> Iterator[NDArray[np.uint8]]:
@@ -210,82 +153,6 @@ class OmniHumanPipeline:
                 motion = known[:, :, -following:].clone()
             yield from torch.split(latents[:, :, : segment.keep], DECODE_LATENTS, dim=2)
 
-    def _length(
-        self, request: GenerateRequest, inputs: Inputs, keypoints: Tensor | None
-    ) -> tuple[int, tuple[str, ...]]:
-        """Frames of the video: those of the sound, else of the poses, else ``seconds``; and what to tell the user."""
-        fps = self.components.generation.fps
-        limit = None if request.seconds is None else max(1, round(request.seconds * fps))
-        poses = None if keypoints is None else len(keypoints)
-        if poses is not None and poses > request.max_seconds * fps:
-            raise RequestError(
-                f"pose: {request.pose} lasts {poses / fps:.0f} s, the limit is {request.max_seconds:g} s; "
-                "cut it or raise --max-seconds"
-            )
-        seconds = inputs.sound_seconds
-        if seconds is None:
-            lengths = [length for length in (poses, limit) if length is not None]
-            return min(lengths), ()
-        # Rounded up, so that no sound is cut; the small number keeps 4.0 s at 100 frames.
-        frames = max(1, math.ceil(seconds * fps - 1e-6))
-        if poses is None or poses == frames:
-            return frames, ()
-        done = "the last pose is held" if poses < frames else "the rest of the poses is left out"
-        return frames, (f"pose lasts {poses / fps:.2f} s and audio {seconds:.2f} s; {done}",)
-
-    def _conditions(
-        self, request: GenerateRequest, inputs: Inputs, keypoints: Tensor | None, fit: Fit, *, frames: int
-    ) -> ClipConditions:
-        """Encode what the request gives; what it does not give becomes the null of its encoder."""
-        spec, encoders = self.components.vae.latent_spec, self.encoders
-        given = {"reference"} | {name for name in ("audio", "pose") if getattr(request, name) is not None}
-        active = active_conditions(given | ({"text"} if request.prompt else set()))
-        self._check_taken(request)
-
-        reference = None
-        if "reference" in self.components.backbone.spec.conditions:
-            pixels = torch.from_numpy(resize(inputs.picture, fit).copy()).to(self.device, self.dtype)
-            video = (pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]  # (1, 3, 1, H, W)
-            reference = ReferenceCondition(latents=self.components.vae.encode(video))
-        text = negative_text = None
-        if encoders.has_text:
-            negative_text = encoders.null_text()
-            text = encoders.text(request.prompt) if request.prompt and "text" in active else negative_text
-        audio = negative_audio = None
-        if encoders.has_audio:
-            silence = torch.zeros(1, math.ceil(frames / self.components.generation.fps * SAMPLE_RATE))
-            silent = encoders.audio(silence, frames)
-            audio = negative_audio = encoders.null_audio(silent)
-            if inputs.waveform is not None and "audio" in active:
-                waveform = torch.from_numpy(inputs.waveform)[None, : silence.shape[1]]
-                silence[:, : waveform.shape[1]] = waveform
-                audio = encoders.audio(silence, frames)
-                if _wants_silence(request):
-                    negative_audio = silent
-        pose = None
-        if keypoints is not None and "pose" in active:
-            placed = _into_video(keypoints, fit, inputs.picture.size)
-            pose = PoseTrack(keypoints=placed, size=(fit.height, fit.width), encoders=encoders, spec=spec)
-        return ClipConditions(
-            encoders=encoders,
-            latent_size=spec.latent_size(fit.height, fit.width),
-            reference=reference,
-            text=text,
-            negative_text=negative_text,
-            audio=audio,
-            negative_audio=negative_audio,
-            pose=pose,
-        )
-
-    def _check_taken(self, request: GenerateRequest) -> None:
-        for name, has in (
-            ("prompt", self.encoders.has_text),
-            ("audio", self.encoders.has_audio),
-            ("pose", self.encoders.has_pose),
-        ):
-            if getattr(request, name) and not has:
-                raise RequestError(f"{name}: the model {self._name()} takes none; leave it out or choose another model")
-
     def _check_same_model(self, request: GenerateRequest) -> None:
         if request.model is not None and request.model != self.model:
             raise RequestError(f"model: this pipeline holds {self.model!r}, the request asks for {request.model!r}")
@@ -316,18 +183,6 @@ def segment_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     """Noise of one segment, drawn on the CPU: it depends on the seed and the segment's number, not on the device."""
     mixed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
     return torch.randn(shape, generator=torch.Generator().manual_seed(int(mixed)))
-
-
-def _wants_silence(request: GenerateRequest) -> bool:
-    if request.negative_audio == "auto":
-        return request.speaker_region is not None
-    return request.negative_audio == "silence"
-
-
-def _into_video(keypoints: Tensor, fit: Fit, picture_size: tuple[int, int]) -> Tensor:
-    """Keypoints in fractions of the picture to fractions of the video, which may show a cut of it."""
-    x, y = fit.to_video(keypoints[..., 0], keypoints[..., 1], *picture_size)
-    return torch.stack([x, y, keypoints[..., 2]], dim=-1)  # (T, K, 3)
 
 
 def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:

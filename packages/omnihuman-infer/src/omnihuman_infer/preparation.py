@@ -1,0 +1,182 @@
+"""Settles everything about a clip before its first denoising step: length, size, segments, conditions, guidance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omnihuman_core.activation import active_conditions
+from omnihuman_core.contracts import ReferenceCondition
+from omnihuman_core.model_dir import ModelComponents
+from omnihuman_infer.conditioning import ClipConditions, PoseTrack
+from omnihuman_infer.denoising import Denoiser
+from omnihuman_infer.encoding import Encoders
+from omnihuman_infer.inputs import Inputs
+from omnihuman_infer.loading import segment_latents
+from omnihuman_infer.long_video import Segment, plan_segments
+from omnihuman_infer.media.picture import Fit, fit_size, resize
+from omnihuman_infer.media.sound import SAMPLE_RATE
+from omnihuman_infer.request import GenerateRequest, RequestError
+from omnihuman_infer.speaker import region_in_video, region_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Everything that is settled before the first denoising step.
+
+    Attributes:
+        num_frames: Frames of the video.
+        fit: Size of the video and cut of the picture.
+        segments: Denoising runs, in order.
+        conditions: Conditions of all of them.
+        denoiser: Sampler and guidance.
+        seed: Of the noise.
+        notices: What the user should know, one line each.
+    """
+
+    num_frames: int
+    fit: Fit
+    segments: list[Segment]
+    conditions: ClipConditions
+    denoiser: Denoiser
+    seed: int
+    notices: tuple[str, ...]
+
+
+@torch.inference_mode()
+def prepare_clip(request: GenerateRequest, inputs: Inputs, components: ModelComponents, encoders: Encoders) -> Clip:
+    """Encode the inputs of a request, and settle sizes, segments and guidance.
+
+    Raises:
+        RequestError: one line that names the field and the fix.
+    """
+    settings, spec = components.generation, components.vae.latent_spec
+    denoiser = Denoiser.from_request(request, components)
+    _check_taken(request, encoders, components.index.name)
+    keypoints = None if request.pose is None else encoders.read_pose(request.pose)
+    num_frames, notices = clip_length(request, inputs, keypoints, fps=settings.fps)
+    latent_frames = spec.latent_frames(spec.fit_frames(num_frames))
+    segments = plan_segments(
+        latent_frames, *segment_latents(components, request.segment_frames or settings.segment_frames)
+    )
+    fit = fit_size(
+        *inputs.picture.size,
+        area=settings.area,
+        max_aspect=settings.max_aspect,
+        size_multiple=settings.size_multiple,
+    )
+    frames = spec.pixel_frames(segments[-1].stop)
+    conditions = _encode(request, inputs, keypoints, fit, components, encoders, frames)
+    if request.speaker_region is not None:
+        region = region_in_video(request.speaker_region, fit, inputs.picture.size)
+        denoiser = denoiser.restricted_to(region_map(region, *conditions.latent_size).to(encoders.device))
+    return Clip(
+        num_frames=num_frames,
+        fit=fit,
+        segments=segments,
+        conditions=conditions,
+        denoiser=denoiser,
+        seed=request.seed,
+        notices=notices,
+    )
+
+
+def clip_length(
+    request: GenerateRequest, inputs: Inputs, keypoints: Tensor | None, *, fps: float
+) -> tuple[int, tuple[str, ...]]:
+    """Frames of the video, and what to tell the user.
+
+    The video is as long as the sound; shorter poses hold their last frame, longer ones are cut. Without sound it is as
+    long as the poses, without either ``seconds``, which otherwise is an upper limit.
+
+    Raises:
+        RequestError: the poses last longer than ``max_seconds``.
+    """
+    poses = None if keypoints is None else len(keypoints)
+    if poses is not None and poses > request.max_seconds * fps:
+        raise RequestError(
+            f"pose: {request.pose} lasts {poses / fps:.0f} s, the limit is {request.max_seconds:g} s; "
+            "cut it or raise --max-seconds"
+        )
+    seconds = inputs.sound_seconds
+    if seconds is None:
+        limit = None if request.seconds is None else max(1, round(request.seconds * fps))
+        return min(length for length in (poses, limit) if length is not None), ()
+    # Rounded up, so that no sound is cut; the small number keeps 4.0 s at 100 frames.
+    frames = max(1, math.ceil(seconds * fps - 1e-6))
+    if poses is None or poses == frames:
+        return frames, ()
+    done = "the last pose is held" if poses < frames else "the rest of the poses is left out"
+    return frames, (f"pose lasts {poses / fps:.2f} s and audio {seconds:.2f} s; {done}",)
+
+
+def _encode(
+    request: GenerateRequest,
+    inputs: Inputs,
+    keypoints: Tensor | None,
+    fit: Fit,
+    components: ModelComponents,
+    encoders: Encoders,
+    frames: int,
+) -> ClipConditions:
+    """Encode what the request gives; what it does not give becomes the null of its encoder."""
+    spec = components.vae.latent_spec
+    given = {"reference": True, "text": request.prompt, "audio": request.audio, "pose": request.pose}
+    active = active_conditions({name for name, value in given.items() if value})
+    reference = None
+    if "reference" in components.backbone.spec.conditions:
+        pixels = torch.from_numpy(resize(inputs.picture, fit).copy()).to(encoders.device, encoders.dtype)
+        video = (pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]  # (1, 3, 1, H, W)
+        reference = ReferenceCondition(latents=components.vae.encode(video))
+    text = negative_text = None
+    if encoders.has_text:
+        negative_text = encoders.null_text()
+        # Without a prompt the text is active and says nothing.
+        text = encoders.text(request.prompt) if request.prompt and "text" in active else negative_text
+    audio = negative_audio = None
+    if encoders.has_audio:
+        # Padded with silence: segments may reach past the end of the sound.
+        waveform = torch.zeros(1, math.ceil(frames / components.generation.fps * SAMPLE_RATE))
+        silent = encoders.audio(waveform, frames)
+        audio = negative_audio = encoders.null_audio(silent)
+        if inputs.waveform is not None and "audio" in active:
+            sound = torch.from_numpy(inputs.waveform)[: waveform.shape[1]]
+            waveform[0, : len(sound)] = sound
+            audio = encoders.audio(waveform, frames)
+            negative_audio = silent if _wants_silence(request) else negative_audio
+    pose = None
+    if keypoints is not None and "pose" in active:
+        placed = _into_video(keypoints, fit, inputs.picture.size)
+        pose = PoseTrack(keypoints=placed, size=(fit.height, fit.width), encoders=encoders, spec=spec)
+    return ClipConditions(
+        encoders=encoders,
+        latent_size=spec.latent_size(fit.height, fit.width),
+        reference=reference,
+        text=text,
+        negative_text=negative_text,
+        audio=audio,
+        negative_audio=negative_audio,
+        pose=pose,
+    )
+
+
+def _check_taken(request: GenerateRequest, encoders: Encoders, model: str) -> None:
+    taken = {"prompt": encoders.has_text, "audio": encoders.has_audio, "pose": encoders.has_pose}
+    for name, has in taken.items():
+        if getattr(request, name) and not has:
+            raise RequestError(f"{name}: the model {model} takes none; leave it out or choose another model")
+
+
+def _wants_silence(request: GenerateRequest) -> bool:
+    if request.negative_audio == "auto":
+        return request.speaker_region is not None
+    return request.negative_audio == "silence"
+
+
+def _into_video(keypoints: Tensor, fit: Fit, picture_size: tuple[int, int]) -> Tensor:
+    """Keypoints in fractions of the picture to fractions of the video, which may show a cut of it."""
+    x, y = fit.to_video(keypoints[..., 0], keypoints[..., 1], *picture_size)
+    return torch.stack([x, y, keypoints[..., 2]], dim=-1)  # (T, K, 3)

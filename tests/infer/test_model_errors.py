@@ -1,0 +1,155 @@
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnihuman_core.checkpoint import load_safetensors, save_safetensors
+from omnihuman_core.model_dir import load_model
+from omnihuman_infer import GenerateRequest, OmniHumanPipeline, RequestError
+from omnihuman_infer.describe import describe
+from omnihuman_infer.loading import ModelError, check_directory, check_fit, resolve_device
+from omnihuman_infer.presets import model_directory
+
+from .models import make_components, save_toy
+
+
+@pytest.fixture
+def copy(toy_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(toy_dir, tmp_path / "copy"))
+
+
+def replace_text(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def refused(directory: Path) -> str:
+    with pytest.raises(RequestError, match=r"^model: ") as caught:
+        OmniHumanPipeline.from_pretrained(directory, device="cpu")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"^model: 'huge' is unknown; .*tiny"):
+        model_directory("huge")
+    with pytest.raises(RequestError, match=r"^model: .* holds no model.toml"):
+        model_directory(str(tmp_path))
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(RequestError, match=r"^model: .* is a file"):
+        model_directory(str(file))
+
+
+def test_missing_component(copy: Path) -> None:
+    shutil.rmtree(copy / "backbone")
+    assert "backbone" in refused(copy)
+
+
+def test_missing_weights(copy: Path) -> None:
+    (copy / "vae" / "model.safetensors").unlink()
+    assert "vae" in refused(copy)
+
+
+def test_truncated_weights(copy: Path) -> None:
+    path = copy / "backbone" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    message = refused(copy)
+    assert "backbone" in message
+    assert "truncated" in message
+
+
+def test_wrong_shape_names_the_tensor(copy: Path) -> None:
+    path = copy / "vae" / "model.safetensors"
+    state = load_safetensors(path)
+    state = {key: value.clone() for key, value in state.items()}
+    state["latents_mean"] = torch.zeros(5)
+    save_safetensors(state, path)
+    message = refused(copy)
+    assert "latents_mean" in message
+    assert "(5,)" in message
+    assert "(4,)" in message
+
+
+def test_wrong_contract_version(copy: Path) -> None:
+    replace_text(copy / "model.toml", "omnihuman.video_vae.v1", "omnihuman.video_vae.v2")
+    message = refused(copy)
+    assert "version 2" in message
+    with pytest.raises(ModelError, match="version 2"):
+        check_directory(str(copy))
+
+
+def test_unknown_plugin_and_unknown_key(copy: Path) -> None:
+    replace_text(copy / "model.toml", 'plugin = "mmdit"', 'plugin = "unet"')
+    assert "'unet' is not installed" in refused(copy)
+
+
+def test_unknown_key_in_a_config(copy: Path) -> None:
+    path = copy / "vae" / "config.toml"
+    path.write_text("colour = 1\n" + path.read_text())
+    assert "colour" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"latent_channels": 6}, "6"),
+        ({"text_dim": 9}, "text_encoder"),
+        ({"audio_dim": 9}, "audio_encoder"),
+        ({"pose_channels": 9}, "pose_encoder"),
+    ],
+)
+def test_components_that_do_not_fit(toy_dir: Path, change: dict[str, int], names: str) -> None:
+    components = load_model(toy_dir)
+    other = make_components(**change)["backbone"][1]
+    with pytest.raises(ModelError, match=rf"^model: .*{names}"):
+        check_fit(dataclasses.replace(components, backbone=other), device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"size_multiple": 8}, "size_multiple"),
+        ({"segment_frames": 18}, "segment_frames"),
+        ({"motion_frames": 6}, "motion"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path: Path, settings: dict[str, int], names: str) -> None:
+    directory = save_toy(tmp_path / "toy", **settings)
+    with pytest.raises(ModelError, match=names):
+        OmniHumanPipeline.from_pretrained(directory, device="cpu")
+
+
+def test_model_without_some_conditions(tmp_path: Path, request_: GenerateRequest) -> None:
+    left_out = ("pose_extractor", "pose_encoder", "text_extractor", "text_encoder")
+    directory = save_toy(tmp_path / "toy", leave_out=left_out)
+    pipeline = OmniHumanPipeline.from_pretrained(directory, device="cpu")
+    with pytest.raises(RequestError, match=r"^prompt: the model toy takes none"):
+        pipeline(request_)
+    pose = tmp_path / "pose.json"
+    pose.write_text("{}")
+    with pytest.raises(RequestError, match=r"^pose: the model toy takes none"):
+        pipeline(dataclasses.replace(request_, prompt=None, pose=pose))
+    with pytest.raises(RequestError, match=r"^pose: this model takes no poses"):
+        check_directory(str(directory), pose)
+    assert pipeline(dataclasses.replace(request_, prompt=None)).num_frames == 25
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        assert resolve_device("auto") == torch.device("cpu")
+        with pytest.raises(RequestError, match=r"^device: cuda:0 is not there"):
+            resolve_device("cuda:0")
+
+
+def test_description(toy_dir: Path) -> None:
+    text = describe(toy_dir)
+    assert text.startswith("toy 1")
+    assert "mmdit" in text
+    assert "omnihuman-vae" in text
+    assert "segment_frames" in text
+    assert "no weights" in text
