@@ -14,7 +14,7 @@ def failing_tests(kit: Any, **fixtures: Any) -> set[str]:
     for name, test in inspect.getmembers(kit, inspect.ismethod):
         if not name.startswith("test_"):
             continue
-        wanted = [parameter for parameter in inspect.signature(test).parameters]
+        wanted = inspect.signature(test).parameters
         try:
             test(**{parameter: fixtures[parameter] for parameter in wanted})
         except Exception:

@@ -93,11 +93,15 @@ class FakeAudioExtractor:
         values = torch.stack([power, power.sqrt()], dim=-1)[:, :, None]  # (B, n, 1, 2)
         return AudioFeatures(values=values, rate=float(self.config.rate), offset=0.5 / self.config.rate)
 
-    def align(self, features: AudioFeatures, *, fps: float, num_frames: int) -> Tensor:
+    def align(self, features: AudioFeatures, *, fps: float, num_frames: int, first_frame: int = 0) -> Tensor:
         """The state nearest to each frame's centre, ``(B, T, 1, 2)``; the last one after the end of the sound."""
-        times = (torch.arange(num_frames) + 0.5) / fps
+        times = (torch.arange(first_frame, first_frame + num_frames) + 0.5) / fps
         index = ((times - features.offset) * features.rate).round().long()
         return features.values[:, index.clamp(0, features.values.shape[1] - 1)]
+
+    def silence(self, seconds: float) -> Tensor:
+        """A silent waveform ``(samples,)``."""
+        return torch.zeros(max(1, round(seconds * SAMPLE_RATE)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,281 @@
+"""Model directories: saved whole, loaded by plugin name, refused with one clear line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from omnihuman_core import model_dir
+from omnihuman_core.model_dir import (
+    GenerationSettings,
+    ModelDirError,
+    load_component,
+    load_model,
+    read_index,
+    save_model,
+)
+from omnihuman_core.testing.fake_encoders import (
+    FAKE_PLUGINS,
+    FakeAudioEncoder,
+    FakeAudioEncoderConfig,
+    FakeAudioExtractor,
+    FakeAudioExtractorConfig,
+)
+from omnihuman_core.testing.fakes import FakeBackbone, FakeBackboneConfig, FakeVAE, FakeVAEConfig
+from omnihuman_core.testing.numerics import randomize
+from omnihuman_core.testing.registration import write_distribution
+
+GENERATION = GenerationSettings(
+    segment_frames=17,
+    area=64 * 64,
+    max_aspect=2.0,
+    size_multiple=16,
+    num_steps=4,
+    guidance_scale=6.5,
+    guidance_schedule="constant",
+    guidance_end_scale=1.0,
+    sigma_shift=1.0,
+    sampler="euler",
+)
+
+
+@pytest.fixture(autouse=True)
+def fakes_installed(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    monkeypatch.syspath_prepend(write_distribution(site, FAKE_PLUGINS, version="1.2.3"))
+
+
+def components() -> dict[str, tuple[str, Any]]:
+    return {
+        "vae": ("fake", FakeVAE(FakeVAEConfig())),
+        "backbone": ("fake", randomize(FakeBackbone(FakeBackboneConfig()))),
+        "audio_extractor": ("fake_audio", FakeAudioExtractor(FakeAudioExtractorConfig(rate=25))),
+        "audio_encoder": ("fake_audio", randomize(FakeAudioEncoder(FakeAudioEncoderConfig()))),
+    }
+
+
+def save(directory: Path, **changes: Any) -> Path:
+    arguments: dict[str, Any] = {"name": "m", "version": "1", "generation": GENERATION, "components": components()}
+    save_model(directory, **(arguments | changes))
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    return save(tmp_path / "model")
+
+
+def test_what_is_saved_is_loaded(directory):
+    model = load_model(directory)
+    assert model.generation == GENERATION
+    assert (model.index.name, model.index.version) == ("m", "1")
+    entry = model.index.components["vae"]
+    assert (entry.group, entry.plugin) == ("omnihuman.video_vae.v1", "fake")
+    assert (entry.package, entry.package_version) == ("omnihuman-fakes", "1.2.3")
+    assert model.text_encoder is None
+    assert model.audio_extractor.config.rate == 25
+    for name, (_, module) in components().items():
+        loaded = getattr(model, name)
+        assert loaded.config == module.config
+        if isinstance(module, nn.Module):
+            assert not loaded.training
+            for key, value in module.state_dict().items():
+                # Weights went through bf16.
+                assert torch.equal(loaded.state_dict()[key], value.bfloat16().float())
+
+
+def test_layout(directory):
+    files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    weights = {f"{name}/model.safetensors" for name in ("vae", "backbone", "audio_encoder")}
+    assert files == {"model.toml", *(f"{name}/config.toml" for name in components()), *weights}
+
+
+def test_dtype(directory):
+    model = load_model(directory, dtype=torch.float64)
+    assert model.vae.basis.dtype == torch.float64
+
+
+def test_the_backbone_gets_its_ops(directory):
+    from omnihuman_core.plugins import resolve_ops
+
+    assert load_model(directory).backbone.ops == resolve_ops("eager")
+    with pytest.raises(ValueError, match="unknown ops plugin 'turbo'; installed are"):
+        load_model(directory, ops="turbo")
+
+
+def test_one_component_alone(tmp_path):
+    directory = save(tmp_path / "part", components={"vae": components()["vae"]})
+    assert isinstance(load_component(directory, "vae"), FakeVAE)
+    with pytest.raises(ModelDirError, match="components.backbone is missing"):
+        load_component(directory, "backbone")
+    with pytest.raises(ModelDirError, match="components.backbone is missing; a model needs it"):
+        load_model(directory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    size: int
+
+
+class Table(nn.Module):
+    """Holds a table that is computed, not stored, both as a buffer and as a plain attribute."""
+
+    config_class = TableConfig
+
+    def __init__(self, config: TableConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.zeros(config.size))
+        self.register_buffer("squares", torch.arange(config.size) ** 2, persistent=False)
+        self.cubes = torch.arange(config.size) ** 3
+
+    def encode(self, features: Any) -> Any:
+        return features
+
+
+def test_tables_computed_at_construction_survive(tmp_path, monkeypatch):
+    monkeypatch.setattr("omnihuman_core.testing.fakes.Table", Table, raising=False)
+    entries = {"condition_encoder": {"table": "omnihuman_core.testing.fakes:Table"}}
+    monkeypatch.syspath_prepend(write_distribution(tmp_path / "tables", entries, name="tables"))
+    directory = save(tmp_path / "m", components={"text_encoder": ("table", Table(TableConfig(size=4)))})
+    loaded = load_component(directory, "text_encoder")
+    assert loaded.squares.tolist() == [0, 1, 4, 9]
+    assert loaded.cubes.tolist() == [0, 1, 8, 27]
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+FAULTS = [
+    ("model.toml", "format = 1", "format = 2", "format must be 1, got 2"),
+    ("model.toml", "format = 1\n", "", "format must be 1, got None"),
+    ("model.toml", "video_vae.v1", "video_vae.v2", "components.vae.group 'omnihuman.video_vae.v2' is version 2"),
+    ("model.toml", "video_vae.v1", "backbone.v1", "components.vae.group must be 'omnihuman.video_vae.v1'"),
+    (
+        "model.toml",
+        'plugin = "fake"',
+        'plugin = "lost"',
+        "plugin 'lost' is not installed .it came with omnihuman-fakes 1.2.3",
+    ),
+    ("model.toml", "[components.vae]", "[components.eyes]", "unknown component 'eyes'; known are vae, backbone"),
+    ("model.toml", "[components.vae]", '[components."../vae"]', "unknown component '../vae'"),
+    ("model.toml", "num_steps = 4", "num_steps = -4", "generation.num_steps must be positive, got -4"),
+    ("model.toml", "num_steps = 4", 'num_steps = "4"', "generation.num_steps: must be int, got '4'"),
+    ("model.toml", "num_steps = 4", "num_step = 4", "generation: unknown key 'num_step'"),
+    (
+        "vae/config.toml",
+        "channels = 24",
+        "channels = 23",
+        r"vae/model.safetensors: does not fit FakeVAE: basis has shape",
+    ),
+    ("vae/config.toml", "channels = 24", "chanels = 24", "vae/config.toml: FakeVAEConfig: unknown key 'chanels'"),
+    (
+        "vae/config.toml",
+        "channels = 24",
+        "channels = 99",
+        r"vae/config.toml: FakeVAEConfig.channels must be in \[1, 24\]",
+    ),
+    ("vae/config.toml", "channels = 24", "channels =", "vae/config.toml: not a TOML file"),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "message"), FAULTS, ids=[fault[2] or "no format" for fault in FAULTS])
+def test_one_line_for_each_mistake(directory, file, old, new, message):
+    edit(directory / file, old, new)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(directory)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(directory) in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", ["model.toml", "vae/config.toml", "vae/model.safetensors"])
+def test_missing_files(directory, lost):
+    (directory / lost).unlink()
+    with pytest.raises(ValueError, match=f"{lost}: .*(missing|no such)"):
+        load_model(directory)
+
+
+def test_missing_component_folder_is_found_before_any_weight_is_read(directory, monkeypatch):
+    for file in (directory / "audio_encoder").iterdir():
+        file.unlink()
+    (directory / "audio_encoder").rmdir()
+    monkeypatch.setattr(model_dir, "load_state", None)
+    with pytest.raises(ModelDirError, match="audio_encoder/config.toml: missing from the model directory"):
+        load_model(directory)
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(ModelDirError, match="nowhere: no such model directory"):
+        read_index(tmp_path / "nowhere")
+
+
+def test_truncated_weights(directory):
+    weights = directory / "backbone" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="backbone/model.safetensors: truncated"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("file", ["model.toml", "vae/config.toml", "vae/model.safetensors"])
+def test_links_out_of_the_directory_are_refused(directory, tmp_path, file):
+    outside = tmp_path / "outside"
+    os.replace(directory / file, outside)
+    (directory / file).symlink_to(outside)
+    with pytest.raises(ModelDirError, match=f"{file}: leads out of the model directory"):
+        load_model(directory)
+
+
+def test_saving_over_a_model_replaces_all_of_it(directory):
+    save(directory, version="2", components={"vae": components()["vae"]})
+    assert sorted(os.listdir(directory)) == ["model.toml", "vae"]
+    assert read_index(directory).version == "2"
+
+
+def test_saving_over_something_else_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_bytes(b"x")
+    with pytest.raises(ModelDirError, match="photos: exists and is no model directory"):
+        save(tmp_path / "photos")
+    assert os.listdir(tmp_path / "photos") == ["me.jpg"]
+
+
+def test_a_failed_save_leaves_the_old_model(directory, monkeypatch):
+    def fails(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model_dir, "save_safetensors", fails)
+    with pytest.raises(ModelDirError, match="cannot be written .No space left"):
+        save(directory, version="2")
+    assert read_index(directory).version == "1"
+    assert sorted(os.listdir(directory.parent)) == ["model", "site"]
+
+
+def test_saving_checks_the_plugin(tmp_path):
+    wrong = components() | {"vae": ("fake", FakeBackbone(FakeBackboneConfig()))}
+    with pytest.raises(ModelDirError, match="components.vae: plugin 'fake' makes FakeVAE, got FakeBackbone"):
+        save(tmp_path / "m", components=wrong)
+    with pytest.raises(ModelDirError, match="unknown component 'eyes'"):
+        save(tmp_path / "m", components={"eyes": components()["vae"]})
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fps": 0}, "generation.fps must be positive"),
+        ({"max_aspect": 0.5}, "generation.max_aspect must be at least 1"),
+        ({"motion_frames": 17}, r"generation.motion_frames must be in \[0, segment_frames = 17\)"),
+    ],
+)
+def test_generation_settings(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(GENERATION, **change)
