@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,13 @@ def _read_json(path: Path) -> Any:
 def _read_npz(path: Path) -> Mapping[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_FILE_BYTES:
-                raise ValueError(f"pose file unpacks to more than {MAX_FILE_BYTES // 1024**2} MB: {path}")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(f"pose file is not a readable .npz (damaged or truncated): {path}") from error
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked <= MAX_FILE_BYTES:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"pose file is not a readable .npz (damaged, truncated or pickled): {path}") from error
+    raise ValueError(f"pose file unpacks to more than {MAX_FILE_BYTES // 1024**2} MB: {path}")
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
