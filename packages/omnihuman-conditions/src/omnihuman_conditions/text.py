@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import string
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class ByteTextExtractor:
     """
 
     config_class = ByteTextExtractorConfig
+    presets: ClassVar[dict[str, Callable[[], ByteTextExtractorConfig]]] = {"tiny": ByteTextExtractorConfig.tiny}
     presets = {"tiny": ByteTextExtractorConfig.tiny}
 
     def __init__(self, config: ByteTextExtractorConfig) -> None:
@@ -123,6 +124,7 @@ class ByteTextEncoder(nn.Module):
     """
 
     config_class = ByteTextEncoderConfig
+    presets: ClassVar[dict[str, Callable[[], ByteTextEncoderConfig]]] = {"tiny": ByteTextEncoderConfig.tiny}
     presets = {"tiny": ByteTextEncoderConfig.tiny}
 
     def __init__(self, config: ByteTextEncoderConfig) -> None:

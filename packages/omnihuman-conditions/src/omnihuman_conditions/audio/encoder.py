@@ -6,8 +6,9 @@ those of adjacent time stamps to give the audio tokens of that frame.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from einops import rearrange
@@ -90,6 +91,10 @@ class AudioEncoder(nn.Module):
     """
 
     config_class = AudioEncoderConfig
+    presets: ClassVar[dict[str, Callable[[], AudioEncoderConfig]]] = {
+        "tiny": AudioEncoderConfig.tiny,
+        "wav2vec2_base": AudioEncoderConfig.wav2vec2_base,
+    }
     presets = {"tiny": AudioEncoderConfig.tiny}
 
     def __init__(self, config: AudioEncoderConfig) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, ClassVar, Self
 
 import torch
 from einops import rearrange
@@ -117,6 +118,7 @@ class LogMelExtractor:
     """
 
     config_class = LogMelConfig
+    presets: ClassVar[dict[str, Callable[[], LogMelConfig]]] = {"tiny": LogMelConfig.tiny}
     presets = {"tiny": LogMelConfig.tiny}
 
     def __init__(self, config: LogMelConfig) -> None:

@@ -6,8 +6,9 @@ stacked on the channel axis with the noisy latents.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from einops import rearrange
@@ -66,6 +67,7 @@ class PoseGuider(nn.Module):
     """
 
     config_class = PoseGuiderConfig
+    presets: ClassVar[dict[str, Callable[[], PoseGuiderConfig]]] = {"tiny": PoseGuiderConfig.tiny}
     presets = {"tiny": PoseGuiderConfig.tiny}
 
     def __init__(self, config: PoseGuiderConfig) -> None:

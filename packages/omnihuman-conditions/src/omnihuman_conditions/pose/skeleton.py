@@ -7,9 +7,10 @@ Limbs have fixed, distinct colours, so that left and right, upper and lower arm 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -80,6 +81,10 @@ class SkeletonExtractor:
     """
 
     config_class = SkeletonConfig
+    presets: ClassVar[dict[str, Callable[[], SkeletonConfig]]] = {
+        "tiny": SkeletonConfig.tiny,
+        "full": SkeletonConfig.full,
+    }
     presets = {"tiny": SkeletonConfig.tiny, "full": SkeletonConfig.full}
 
     def __init__(self, config: SkeletonConfig) -> None:
