@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from omnihuman_core.checkpoint import CheckpointError, load_safetensors, save_safetensors
 from omnihuman_train.ema import Ema
 from omnihuman_train.optim import OptimizerGroup
 
@@ -30,23 +30,27 @@ def save_checkpoint(
         optimizer: Its optimiser.
         config: The resolved configuration, as TOML.
         keep: Checkpoints to keep.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; the checkpoints before stay whole.
     """
     target = folder / f"{_PREFIX}{step:08d}"
     partial = folder / f".partial_{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")
-        save_file(ema.shadow, partial / "ema.safetensors")
+        partial.mkdir(parents=True)
+        save_safetensors(model.state_dict(), partial / "model.safetensors")
+        save_safetensors(ema.shadow, partial / "ema.safetensors")
         tensors, scalars = _flatten(optimizer)
-        save_file(tensors, partial / "optimizer.safetensors")
+        save_safetensors(tensors, partial / "optimizer.safetensors")
         (partial / "config.toml").write_text(config)
         (partial / "state.json").write_text(json.dumps({"step": step, "optimizer": scalars}))
-    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -61,15 +65,22 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: Optimizer
     """Restore a run; returns the number of steps done.
 
     Raises:
-        ValueError: the checkpoint belongs to another architecture.
+        ValueError: a file is broken, or the checkpoint belongs to another architecture or another optimiser.
     """
-    state = json.loads((path / "state.json").read_text())
     try:
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        state = json.loads((path / "state.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{path / 'state.json'}: broken ({error}); delete this checkpoint and run again") from error
+    try:
+        model.load_state_dict(load_safetensors(path / "model.safetensors"))
     except RuntimeError as error:
-        raise ValueError(f"{path}: the checkpoint is of another architecture: {str(error).splitlines()[-1]}") from error
-    ema.load(load_file(path / "ema.safetensors"))
-    _restore(optimizer, load_file(path / "optimizer.safetensors"), state["optimizer"])
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{path}: the checkpoint is of another architecture: {reason}") from error
+    ema.load(load_safetensors(path / "ema.safetensors"))
+    try:
+        _restore(optimizer, load_safetensors(path / "optimizer.safetensors"), state["optimizer"])
+    except ValueError as error:
+        raise ValueError(f"{path}: the checkpoint is of another optimiser ({error}); use another --out") from error
     return int(state["step"])
 
 
@@ -88,6 +99,8 @@ def _flatten(optimizer: OptimizerGroup) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def _restore(optimizer: OptimizerGroup, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    if extra := {name.partition(".")[0] for name in tensors} - {str(i) for i in range(len(optimizer.optimizers))}:
+        raise ValueError(f"it has {len(extra)} optimiser more than {optimizer.config.name}")
     for number, part in enumerate(optimizer.optimizers):
         whole = part.state_dict()
         state: dict[int, dict[str, Any]] = {}
@@ -95,8 +108,22 @@ def _restore(optimizer: OptimizerGroup, tensors: dict[str, Tensor], scalars: dic
             owner, index, key = name.split(".")
             if int(owner) == number:
                 state.setdefault(int(index), {})[key] = value
+        _check_shapes(part, state)
         whole["state"] = state
         part.load_state_dict(whole)
+
+
+def _check_shapes(part: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
+    """Torch takes moments of any shape, for any parameter: they would fail, or worse not fail, at the next step."""
+    parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+    for index, entry in state.items():
+        if index >= len(parameters):
+            raise ValueError(f"it has moments of more weights than the {len(parameters)} of {type(part).__name__}")
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                raise ValueError(
+                    f"{key} of weight {index} has shape {tuple(value.shape)}, not {tuple(parameters[index].shape)}"
+                )
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

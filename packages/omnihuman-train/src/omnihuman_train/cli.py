@@ -17,24 +17,34 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change one field of the recipe")
     run.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     run.add_argument("--parts", default="render,vae,encode,backbone", help="parts to run, in order (default: all)")
+    run.add_argument("--trial", type=int, metavar="N", help="cut the VAE and every stage to at most N steps")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, or 2 where the request is wrong."""
+    """Entry point; returns 0, 2 where something is wrong (one line says what), 130 where the user stopped it."""
     arguments = parser().parse_args(argv)
+    # Torch takes seconds to import; --help shall not.
     from omnihuman_core.config import load_function, override
-
-    from omnihuman_train.runs import PARTS, run
+    from omnihuman_train.config import TrainConfig
+    from omnihuman_train.runs import PARTS, run, shortened
 
     try:
         parts = arguments.parts.split(",")
         unknown = [part for part in parts if part not in PARTS]
         if unknown:
             raise ValueError(f"--parts: unknown {unknown}; known are {list(PARTS)}")
-        config = override(load_function(arguments.config)(), arguments.set)
+        config = load_function(arguments.config)()
+        if not isinstance(config, TrainConfig):
+            raise ValueError(f"--config {arguments.config}: must return a TrainConfig, got {type(config).__name__}")
+        config = override(config, arguments.set)
+        if arguments.trial is not None:
+            config = shortened(config, arguments.trial)
         run(config, arguments.out, parts)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         print(f"omnihuman-train: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("omnihuman-train: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from omnihuman_core.model_dir import GenerationSettings
-
 from omnihuman_train.stages import Stage, check_stages
 
 
@@ -33,6 +33,18 @@ class OptimizerConfig:
     warmup_steps: int = 500
     decay_fraction: float = 0.0
     grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optimizer.{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optimizer.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"optimizer.decay_fraction must lie in [0, 1], got {self.decay_fraction}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must lie in [0, 1), got {self.betas}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +76,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise ValueError(f"run.steps and run.batch_size must be at least 1, got {self.steps}, {self.batch_size}")
+        if self.log_every < 1:
+            raise ValueError(f"run.log_every must be at least 1, got {self.log_every}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"run.ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"run.checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +105,13 @@ class FlowConfig:
     hand_weight: float = 1.0
     mouth_probe_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("sigma_std", "sigma_shift", "mouth_weight", "hand_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"flow.{name} must be positive, got {getattr(self, name)}")
+        if not self.mouth_probe_weight >= 0:
+            raise ValueError(f"flow.mouth_probe_weight must not be negative, got {self.mouth_probe_weight}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
@@ -101,6 +126,28 @@ class SegmentConfig:
     latent_frames: int
     motion_latents: int = 2
     continuing_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.motion_latents < self.latent_frames:
+            raise ValueError(
+                f"segment.motion_latents must be in [0, segment.latent_frames = {self.latent_frames}), "
+                f"got {self.motion_latents}"
+            )
+        if not 0 <= self.continuing_ratio <= 1:
+            raise ValueError(f"segment.continuing_ratio must lie in [0, 1], got {self.continuing_ratio}")
+
+    def check(self, latent_frames: Sequence[int]) -> None:
+        """Check that clips of these many latent frames hold a segment.
+
+        Raises:
+            ValueError: a clip is too short; a continuing segment leaves out latent frame 0, so it needs one frame more.
+        """
+        need = self.latent_frames + (self.continuing_ratio > 0)
+        if min(latent_frames) < need:
+            raise ValueError(
+                f"segment.latent_frames is {self.latent_frames}, which needs clips of at least {need} latent frames, "
+                f"got {min(latent_frames)}; raise clips.num_frames or shorten the segment"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +174,12 @@ class ClipsConfig:
         for name in ("clips", "framings"):
             if len(getattr(self, name)) != len(self.sizes):
                 raise ValueError(f"clips.{name} needs one entry per size, got {len(getattr(self, name))}")
+        if not self.sizes or min(self.clips) < 1 or self.shard_size < 1 or self.num_frames < 1 or self.seed < 0:
+            raise ValueError(
+                "clips needs at least one size, one clip per size, one frame, shard_size of at least 1 and seed of at "
+                f"least 0, got clips = {self.clips}, num_frames = {self.num_frames}, shard_size = {self.shard_size}, "
+                f"seed = {self.seed}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

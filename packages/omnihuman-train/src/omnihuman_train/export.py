@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from omnihuman_core.model_dir import save_model
-
 from omnihuman_train.__about__ import __version__
 from omnihuman_train.config import TrainConfig
 from omnihuman_train.model import OmniModel, build
@@ -31,6 +30,4 @@ def export(config: TrainConfig, model: OmniModel, vae: Any, folder: Path) -> Non
     for name, plugin_name in (("text", "text_bytes"), ("audio", "log_mel"), ("pose", "skeleton")):
         extractor = build("feature_extractor", plugin_name, config.preset)
         components[f"{name}_extractor"] = (plugin_name, extractor)
-    save_model(
-        folder, name=config.name, version=__version__, generation=config.generation, components=components
-    )
+    save_model(folder, name=config.name, version=__version__, generation=config.generation, components=components)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from omnihuman_core.plugins import plugin
 from torch import nn
 
-ENCODERS = ("text_encoder", "audio_encoder", "pose_encoder")
+from omnihuman_core.plugins import plugin
 
 
 class OmniModel(nn.Module):
@@ -18,8 +17,8 @@ class OmniModel(nn.Module):
         text_encoder: Text :class:`~omnihuman_core.contracts.ConditionEncoder`.
         audio_encoder: Audio condition encoder.
         pose_encoder: Pose condition encoder.
-        mouth_probe: Linear layer that reads the mouth opening off the audio states, where the truth is known; it helps to
-            train the audio encoder and is not part of the model that is exported.
+        mouth_probe: Linear layer that reads the mouth opening off the audio states, where the truth is known; it helps
+            to train the audio encoder and is not part of the model that is exported.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class OmniModel(nn.Module):
             build("condition_encoder", "text_bytes", preset),
             audio_encoder,
             build("condition_encoder", "pose_guider", preset),
-            nn.Linear(audio_encoder.state_width, 1) if probe else None,
+            nn.Linear(audio_encoder.config.hidden_dim, 1) if probe else None,
         )
 
 

@@ -1,8 +1,8 @@
 """Flow-matching objective under omni-conditions (paper sections 3.1 and 3.3).
 
-``x_s = (1 - s) x0 + s noise``; the model predicts ``noise - x0``; the loss is the mean squared error, averaged over latent
-positions with optional weights for mouths and hands. Dropped conditions are replaced by their encoders' nulls, sample by
-sample.
+``x_s = (1 - s) x0 + s noise``; the model predicts ``noise - x0``; the loss is the mean squared error, averaged over
+latent positions with optional weights for mouths and hands. Dropped conditions are replaced by their encoders' nulls,
+sample by sample.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from omnihuman_core.contracts import (
     AudioCondition,
     Conditioning,
@@ -21,10 +23,9 @@ from omnihuman_core.contracts import (
     ReferenceCondition,
     TextFeatures,
 )
+from omnihuman_core.dropout import drop, null_latents
 from omnihuman_core.flow.path import interpolate, velocity_target
-from omnihuman_core.flow.sigmas import logit_normal, shift_sigmas
-from torch import Tensor
-
+from omnihuman_core.flow.sigmas import logit_normal, shift
 from omnihuman_train.config import FlowConfig
 from omnihuman_train.model import OmniModel
 
@@ -32,11 +33,11 @@ from omnihuman_train.model import OmniModel
 class FlowObjective:
     """Loss of an :class:`OmniModel`.
 
-    Batch keys: ``latents`` (B, C, n, h, w) of whole clips, ``start``/``stop`` of the segment in them, ``motion_latents``
-    clean frames in front, ``reference`` (B, C, 1, h, w), ``text_values``/``text_mask``, ``audio`` (B, T, layers, D) aligned
-    with the frames of the whole clip, ``pose_maps`` (kept samples, 3, T, H, W) or None, ``keep`` masks (B,) by condition,
-    ``mouth_region``/``hand_region`` (B, n, h, w), ``mouth_open`` (B, T), ``has_audio`` (B,), ``generator`` for sigma and
-    noise.
+    Batch keys: ``latents`` (B, C, n, h, w) of whole clips, ``start``/``stop`` of the segment in them,
+    ``motion_latents`` clean frames in front, ``reference`` (B, C, 1, h, w), ``text_values``/``text_mask``, ``audio``
+    (B, T, layers, D) aligned with the frames of the whole clip, ``pose_maps`` (kept samples, 3, T, H, W) or None,
+    ``keep`` masks (B,) by condition, ``mouth_region``/``hand_region`` (B, n, h, w), ``mouth_open`` (B, T),
+    ``has_audio`` (B,), ``generator`` for sigma and noise.
 
     Args:
         config: Weights and noise levels.
@@ -46,7 +47,10 @@ class FlowObjective:
         self.config = config
 
     def __call__(self, model: OmniModel, batch: Mapping[str, Any]) -> LossOutput:
-        """The loss, with ``loss/<conditions kept>`` and ``loss/sigma<quartile>`` as metrics."""
+        """The loss, with ``loss/<conditions kept>`` and ``loss/sigma<quartile>`` as metrics.
+
+        The metrics hold the flow-matching part alone, one value per sample; ``loss/mouth_probe`` is the probe's.
+        """
         segment, motion = slice(batch["start"], batch["stop"]), batch["motion_latents"]
         clean = batch["latents"][:, :, segment]  # (B, C, m + t, h, w)
         conditioning = condition(model, batch, segment)
@@ -55,7 +59,7 @@ class FlowObjective:
         x0 = clean[:, :, motion:]  # (B, C, t, h, w)
         generator = batch["generator"]
         draws = logit_normal(len(x0), mean=self.config.sigma_mean, std=self.config.sigma_std, generator=generator)
-        sigma = shift_sigmas(draws, self.config.sigma_shift).to(x0.device)
+        sigma = shift(draws, self.config.sigma_shift).to(x0.device)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         velocity = model.backbone(interpolate(x0, noise, sigma), sigma, conditioning)
         error = (velocity.float() - velocity_target(x0, noise)).square().mean(1)  # (B, t, h, w)
@@ -72,7 +76,8 @@ class FlowObjective:
     def _weight(self, batch: Mapping[str, Any], frames: slice) -> Tensor:
         mouth = batch["mouth_region"][:, frames].float()
         hand = batch["hand_region"][:, frames].float()
-        return 1 + (self.config.mouth_weight - 1) * mouth + (self.config.hand_weight - 1) * hand
+        weight: Tensor = 1 + (self.config.mouth_weight - 1) * mouth + (self.config.hand_weight - 1) * hand
+        return weight
 
 
 def probe_loss(model: OmniModel, batch: Mapping[str, Any]) -> Tensor:
@@ -81,7 +86,8 @@ def probe_loss(model: OmniModel, batch: Mapping[str, Any]) -> Tensor:
     states = model.audio_encoder.frame_states(batch["audio"])  # (B, T, D)
     error = (model.mouth_probe(states)[..., 0].float() - batch["mouth_open"]).square().mean(1)
     own = batch["has_audio"].float()
-    return (error * own).sum() / own.sum().clamp(min=1)
+    loss: Tensor = (error * own).sum() / own.sum().clamp(min=1)
+    return loss
 
 
 def condition(model: OmniModel, batch: Mapping[str, Any], segment: slice) -> Conditioning:
@@ -91,12 +97,12 @@ def condition(model: OmniModel, batch: Mapping[str, Any], segment: slice) -> Con
     audio = model.audio_encoder.encode(batch["audio"])
     audio = AudioCondition(tokens=audio.tokens[:, segment])
     reference = ReferenceCondition(latents=batch["reference"])
-    return Conditioning(
-        text=text.where(keep["text"], model.text_encoder.null(text)),
-        audio=audio.where(keep["audio"], model.audio_encoder.null(audio)),
-        pose=_pose(model, batch, keep["pose"], segment),
-        reference=reference.where(keep["reference"], null_reference(reference)),
+    whole = Conditioning(text=text, audio=audio, reference=reference)
+    nulls = Conditioning(
+        text=model.text_encoder.null(text), audio=model.audio_encoder.null(audio), reference=null_latents(reference)
     )
+    kept = drop(whole, nulls, {name: keep[name] for name in whole.parts()})
+    return replace(kept, pose=_pose(model, batch, keep["pose"], segment))
 
 
 def _pose(model: OmniModel, batch: Mapping[str, Any], keep: Tensor, segment: slice) -> PoseCondition:
@@ -111,17 +117,12 @@ def _pose(model: OmniModel, batch: Mapping[str, Any], keep: Tensor, segment: sli
     return PoseCondition(features=features)
 
 
-def null_reference(like: ReferenceCondition) -> ReferenceCondition:
-    """A reference that is not there: latents at their mean, which is zero (our choice)."""
-    return like.map(torch.zeros_like)
-
-
 def by_condition_set(per_sample: Tensor, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Loss of the samples that kept each set of text, audio and pose, as ``loss/text+audio`` and so on."""
     names = [name for name in ("text", "audio", "pose") if name in keep]
     code = torch.stack([keep[name] for name in names], 1).to(per_sample.device)
     sets: dict[str, Tensor] = {}
-    for row in code.unique(dim=0):
+    for row in torch.unique(code, dim=0):
         label = "+".join(name for name, kept in zip(names, row.tolist(), strict=True) if kept) or "none"
         sets[f"loss/{label}"] = per_sample.detach()[(code == row).all(1)]
     return sets
@@ -131,4 +132,3 @@ def by_sigma_quartile(per_sample: Tensor, sigma: Tensor) -> dict[str, Tensor]:
     """Loss of the samples whose sigma lies in each quarter of [0, 1], as ``loss/sigma0`` .. ``loss/sigma3``."""
     quarter = (sigma * 4).long().clamp(0, 3)
     return {f"loss/sigma{q}": per_sample.detach()[quarter == q] for q in range(4) if bool((quarter == q).any())}
-

@@ -1,22 +1,23 @@
-"""The parts of a whole run, in order: render, VAE, encode, backbone, export. Each part resumes where it stopped."""
+"""The parts of a whole run, in order: render, VAE, encode, backbone with export. Each resumes where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
+
 from omnihuman_core.checkpoint import load_safetensors, save_safetensors
 from omnihuman_core.config import to_toml
 from omnihuman_core.plugins import plugin
-from rich.progress import Progress
-
 from omnihuman_train.config import TrainConfig
 from omnihuman_train.data.batches import FlowBatches, VideoBatches
-from omnihuman_train.data.cached import Shards, shard_paths
+from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
 from omnihuman_train.data.clips import from_bytes, render_clips
 from omnihuman_train.data.latents import encode_clips
 from omnihuman_train.export import export
@@ -25,6 +26,8 @@ from omnihuman_train.objective import FlowObjective
 from omnihuman_train.trainer import fit
 
 FPS = 25.0
+# Beside the latents: which VAE made them.
+ENCODED_BY = "vae.sha256"
 
 
 def render(config: TrainConfig, out: Path) -> None:
@@ -39,11 +42,9 @@ def train_vae(config: TrainConfig, out: Path) -> None:
     vae = build("video_vae", "causal", config.preset)
     objective_class = plugin("objective", "vae")
     objective = objective_class(objective_class.config_class(reconstruction=config.vae_reconstruction))
-    batches = VideoBatches(
-        out / "clips", config.vae, frames=config.vae_frames, mouth_weight=config.vae_mouth_weight
-    )
+    batches = VideoBatches(out / "clips", config.vae, frames=config.vae_frames, mouth_weight=config.vae_mouth_weight)
     ema = fit(vae, objective, batches, config.vae, out / "vae", resolved=to_toml(config), title="vae")
-    ema.copy_to(vae.eval())
+    ema.copy_to(vae.eval().cpu())
     mean, std = latent_statistics(vae, out / "clips")
     vae.set_latent_statistics(mean, std)
     save_safetensors(dict(vae.state_dict()), out / "vae" / "final.safetensors", {})
@@ -53,7 +54,7 @@ def train_vae(config: TrainConfig, out: Path) -> None:
 def latent_statistics(vae: Any, clips: Path, *, count: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of each latent channel, ``(C,)`` each, over ``count`` clips of every size bucket."""
     values = []
-    for folder in sorted(path for path in clips.iterdir() if path.is_dir()):
+    for folder in bucket_folders(clips):
         video = Shards(shard_paths(folder)[:1], ("video",)).tensors["video"][:count]
         means = torch.cat([vae.posterior(from_bytes(clip[None])).mean for clip in video])  # (N, C, t, h, w)
         values.append(means.movedim(1, -1).flatten(0, -2))
@@ -71,11 +72,31 @@ def load_vae(config: TrainConfig, out: Path) -> Any:
     return vae.eval()
 
 
+def check_encoded_by(vae: Any, latents: Path) -> None:
+    """Check that the latents that are there were made by this VAE; where there are none, note that it makes them.
+
+    Raises:
+        ValueError: another VAE made them, so that the backbone would learn latents that the exported VAE cannot decode.
+    """
+    weights = hashlib.sha256()
+    # The parameters alone: the statistics are measured anew by each call of the part 'vae'.
+    for name, value in sorted(vae.named_parameters()):
+        weights.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    note = latents / ENCODED_BY
+    if note.exists() and note.read_text() != weights.hexdigest():
+        raise ValueError(f"{latents}: encoded by another VAE than the run has now; delete it and encode again")
+    if not any(latents.glob("*/*.safetensors")):
+        latents.mkdir(parents=True, exist_ok=True)
+        note.write_text(weights.hexdigest())
+
+
 def encode(config: TrainConfig, out: Path) -> None:
     """Encode the clips into ``out/latents``."""
     vae, audio = load_vae(config, out), build("feature_extractor", "log_mel", config.preset)
+    folders = bucket_folders(out / "clips")
+    check_encoded_by(vae, out / "latents")
     with counted("encode clips", sum(config.clips.clips)) as advance:
-        for folder in sorted(path for path in (out / "clips").iterdir() if path.is_dir()):
+        for folder in folders:
             encode_clips(folder, out / "latents" / folder.name, vae, audio, fps=FPS, progress=advance)
 
 
@@ -84,6 +105,8 @@ def train_backbone(config: TrainConfig, out: Path) -> None:
     torch.manual_seed(config.run.seed)
     model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0)
     vae = load_vae(config, out)
+    bucket_folders(out / "latents")
+    check_encoded_by(vae, out / "latents")
     batches = FlowBatches(
         out / "latents",
         config.run,
@@ -94,9 +117,15 @@ def train_backbone(config: TrainConfig, out: Path) -> None:
         spatial_stride=vae.latent_spec.spatial_stride,
     )
     ema = fit(
-        model, FlowObjective(config.flow), batches, config.run, out / "backbone", resolved=to_toml(config), title="backbone"
+        model,
+        FlowObjective(config.flow),
+        batches,
+        config.run,
+        out / "backbone",
+        resolved=to_toml(config),
+        title="backbone",
     )
-    ema.copy_to(model.eval())
+    ema.copy_to(model.eval().cpu())
     export(config, model, vae, out / "model")
 
 
@@ -108,8 +137,50 @@ PARTS: dict[str, Callable[[TrainConfig, Path], None]] = {
 }
 
 
-def run(config: TrainConfig, out: Path, parts: list[str]) -> None:
-    """Run ``parts`` of the recipe in order; ``out/config.toml`` keeps the resolved configuration."""
+def check(config: TrainConfig) -> None:
+    """Check what the configuration says against the components and the machine, before any work.
+
+    Raises:
+        ValueError: an unknown preset or device, or sizes and lengths that do not fit together.
+    """
+    for run_config in (config.vae, config.run):
+        _check_device(run_config.device)
+    plugin("objective", "vae").config_class(reconstruction=config.vae_reconstruction)
+    with torch.device("meta"):
+        spec = build("video_vae", "causal", config.preset).latent_spec
+        multiple = build("backbone", "mmdit", config.preset).spec.spatial_multiple
+    for size in config.clips.sizes:
+        if any(side % multiple for side in spec.latent_size(*size)):
+            raise ValueError(f"clips.sizes: {size} must be multiples of {multiple * spec.spatial_stride} pixels")
+    for name, frames in (("clips.num_frames", config.clips.num_frames), ("vae_frames", config.vae_frames)):
+        if frames != spec.fit_frames(frames):
+            raise ValueError(f"{name} is {frames}; the next length that the VAE takes is {spec.fit_frames(frames)}")
+    if config.vae_frames > config.clips.num_frames:
+        raise ValueError(f"vae_frames is {config.vae_frames}, longer than clips.num_frames, {config.clips.num_frames}")
+    config.segment.check([spec.latent_frames(config.clips.num_frames)])
+    motion_frames = config.generation.motion_frames
+    motion = spec.motion_latent_frames(motion_frames) if motion_frames else 0
+    if config.segment.motion_latents != motion:
+        raise ValueError(
+            f"segment.motion_latents is {config.segment.motion_latents}, but generation.motion_frames = "
+            f"{motion_frames} are {motion} latent frames; make them agree"
+        )
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"run.device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+
+
+def run(config: TrainConfig, out: Path, parts: Sequence[str]) -> None:
+    """Run ``parts`` of the recipe in order; ``out/config.toml`` keeps the resolved configuration.
+
+    Raises:
+        ValueError: the configuration does not fit, or a part misses what an earlier one makes.
+    """
+    check(config)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.toml").write_text(to_toml(config))
     for part in parts:
@@ -117,7 +188,11 @@ def run(config: TrainConfig, out: Path, parts: list[str]) -> None:
 
 
 def shortened(config: TrainConfig, steps: int) -> TrainConfig:
-    """The same run with every training part cut to at most ``steps`` steps a stage, for a trial."""
+    """The same run with every training part cut to at most ``steps`` steps a stage, for a trial.
+
+    Raises:
+        ValueError: ``steps`` is less than 1.
+    """
     stages = tuple(replace(stage, steps=min(stage.steps, steps)) for stage in config.stages)
     return replace(
         config,

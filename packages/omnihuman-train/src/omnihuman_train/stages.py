@@ -1,9 +1,9 @@
 """Omni-conditions training in stages (paper section 3.3).
 
-Principle 1: a task with a stronger condition may use the data of tasks with weaker conditions; a sample trains what it is
-fit for (``has_audio``, ``has_pose``). Principle 2: the stronger the condition, the lower the ratio at which it is kept.
-Conditions from weak to strong: text, audio, pose. They join in that order: pose before audio costs lip sync (paper,
-table 1, "IPA").
+Principle 1: a task with a stronger condition may use the data of tasks with weaker conditions; a sample trains what it
+is fit for (``has_audio``, ``has_pose``). Principle 2: the stronger the condition, the lower the ratio at which it is
+kept. Conditions from weak to strong: text, audio, pose. They join in that order: pose before audio costs lip sync
+(paper, table 1, "IPA").
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ class Ratios:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage: for ``steps`` optimiser steps, conditions are kept with ``ratios``; a ratio of 0 drops the condition."""
+    """One stage: its conditions are kept with ``ratios`` for ``steps`` optimiser steps; a ratio of 0 drops one.
+
+    Attributes:
+        name: What messages call the stage.
+        steps: Optimiser steps, at least 1.
+        ratios: Keep ratio of each condition.
+    """
 
     name: str
     steps: int
@@ -55,8 +61,8 @@ def check_stages(stages: Sequence[Stage]) -> None:
     """Check the order of conditions and ratios.
 
     Raises:
-        ValueError: a stage has no steps, a stronger condition joins before a weaker one, a later stage drops a condition
-            again, or a stronger condition is kept more often than a weaker one.
+        ValueError: a stage has no steps, a stronger condition joins before a weaker one, a later stage drops a
+            condition again, or a stronger condition is kept more often than a weaker one.
     """
     if not stages:
         raise ValueError("stages must name at least one stage")
@@ -71,7 +77,9 @@ def check_stages(stages: Sequence[Stage]) -> None:
                 f"(text, then audio, then pose; paper section 3.3 and table 1, IPA)"
             )
         if len(active) < len(before):
-            raise ValueError(f"stage {stage.name!r} drops {sorted(set(before) - set(active))}, which was trained before")
+            raise ValueError(
+                f"stage {stage.name!r} drops {sorted(set(before) - set(active))}, which was trained before"
+            )
         for weak, strong in zip(active, active[1:], strict=False):
             if getattr(stage.ratios, strong) > getattr(stage.ratios, weak):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The training loop, on one page. Everything that a step draws is a function of ``(seed, step)``: resuming is exact."""
+"""The training loop, on one page. All that a step draws is a function of ``(seed, step)``: resuming is exact."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omnihuman_core.contracts import LossOutput
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from omnihuman_core.contracts import LossOutput
 from omnihuman_train.checkpointing import checkpoints, load_checkpoint, save_checkpoint, step_generator
 from omnihuman_train.config import RunConfig
 from omnihuman_train.ema import Ema
@@ -69,10 +69,10 @@ def fit(
             output = train_step(model, objective, batch, optimizer, config, step)
             ema.update(model, step)
             log.add(step, output)
-            if (step + 1) % config.log_every == 0:
+            last = step + 1 == config.steps
+            if last or (step + 1) % config.log_every == 0:
                 progress.update(bar, loss=log.flush(step + 1))
             progress.advance(bar)
-            last = step + 1 == config.steps
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save_checkpoint(folder, step + 1, model, ema, optimizer, config=resolved)
                 saved = time.monotonic()
@@ -92,7 +92,9 @@ def train_step(
     with torch.autocast(device_type, torch.bfloat16, enabled=config.precision == "bf16"):
         output = objective(model, batch)
     if not math.isfinite(output.loss.item()):
-        raise FloatingPointError(f"step {step}: the loss is {output.loss.item()}; lower optimizer.lr or look at the batch")
+        raise FloatingPointError(
+            f"step {step}: the loss is {output.loss.item()}; lower optimizer.lr or look at the batch"
+        )
     output.loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.grad_clip)
     optimizer.step(lr_factor(config.optimizer, step, config.steps))
@@ -100,14 +102,22 @@ def train_step(
 
 
 class MetricLog:
-    """Means of the metrics since the last row, appended to a JSON-lines file; NaN entries (absent in a batch) are left out."""
+    """Means of the metrics since the last row, appended to a JSON-lines file.
+
+    Entries that are not finite (absent in a batch) are left out. The first row of a resumed run has the means of the
+    steps since its checkpoint.
+
+    Args:
+        path: The file; rows that are there stay, up to the one of ``start``.
+        start: Steps done.
+    """
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = path.read_text().splitlines() if path.exists() else []
         # A resumed run repeats the steps after its checkpoint: their old rows would count twice.
-        path.write_text("".join(row + "\n" for row in rows if json.loads(row)["step"] <= start))
+        path.write_text("".join(row + "\n" for row in rows if _step_of(row) <= start))
         self._sums: dict[str, list[float]] = {}
         self._since = time.monotonic()
 
@@ -122,9 +132,17 @@ class MetricLog:
                 entry[1] += numbers.numel()
 
     def flush(self, step: int) -> str:
-        """Write the row of ``step`` and return the loss for the terminal."""
+        """Write the row of ``step`` steps done and return the loss for the terminal."""
         means = {name: total / count for name, (total, count) in self._sums.items()}
         seconds, self._since, self._sums = time.monotonic() - self._since, time.monotonic(), {}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **means}) + "\n")
         return f"loss {means['loss']:.4f}"
+
+
+def _step_of(row: str) -> float:
+    """Step of a row; infinite for a row that a killed run left half written."""
+    try:
+        return int(json.loads(row)["step"])
+    except ValueError:
+        return math.inf

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omnihuman_core.dropout import draw_keep
 from torch import Tensor
 
+from omnihuman_core.dropout import draw_keep
 from omnihuman_train.checkpointing import step_generator
 from omnihuman_train.config import RunConfig, SegmentConfig
-from omnihuman_train.data.cached import Shards, shard_paths
+from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
 from omnihuman_train.data.clips import from_bytes
 from omnihuman_train.data.latents import box_mask
 from omnihuman_train.stages import Stage, stage_at
@@ -24,10 +24,7 @@ class Buckets:
     """Samples of equal shape, bucket by bucket; a batch comes from one bucket, drawn by the number of its samples."""
 
     def __init__(self, folder: Path, keys: tuple[str, ...] | None = None) -> None:
-        folders = sorted(path for path in folder.iterdir() if path.is_dir())
-        if not folders:
-            raise ValueError(f"{folder}: no size buckets here; render or encode the clips first")
-        self.buckets = [Shards(shard_paths(path), keys) for path in folders]
+        self.buckets = [Shards(shard_paths(path), keys) for path in bucket_folders(folder)]
         self._weights = torch.tensor([float(len(bucket)) for bucket in self.buckets])
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Shards, Tensor]:
@@ -41,6 +38,9 @@ class VideoBatches:
 
     def __init__(self, folder: Path, run: RunConfig, *, frames: int, mouth_weight: float) -> None:
         self._data = Buckets(folder, ("video", "mouth_box"))
+        shortest = min(bucket.tensors["video"].shape[2] for bucket in self._data.buckets)
+        if frames > shortest:
+            raise ValueError(f"{folder}: vae_frames is {frames}, but there are clips of {shortest} frames")
         self._run, self._frames, self._mouth_weight = run, frames, mouth_weight
 
     def __call__(self, step: int) -> dict[str, Tensor]:
@@ -67,6 +67,9 @@ class FlowBatches:
         text_extractor: Gives ids of the captions.
         pose_extractor: Draws skeleton maps.
         spatial_stride: Pixels behind a latent position, for the size of the maps.
+
+    Raises:
+        ValueError: the clips are too short for a segment.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class FlowBatches:
         spatial_stride: int,
     ) -> None:
         self._data = Buckets(folder)
+        segment.check([bucket.tensors["latents"].shape[2] for bucket in self._data.buckets])
         self._run, self._segment, self._stages = run, segment, stages
         self._pose_extractor, self._stride = pose_extractor, spatial_stride
         self._texts = {id(b): text_extractor.extract(b.texts["caption"]) for b in self._data.buckets}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from omnihuman_core.checkpoint import save_safetensors
 
 Sample = Mapping[str, Tensor | str]
 
@@ -39,16 +40,30 @@ def write_shards(
 
 
 def write_shard(path: Path, samples: Sequence[Sample]) -> None:
-    """Write one shard through a temporary file."""
+    """Write one shard, whole or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     tensors = {
         key: torch.stack([s[key] for s in samples])  # type: ignore[misc]
         for key, value in samples[0].items()
         if isinstance(value, Tensor)
     }
     texts = {key: json.dumps([s[key] for s in samples]) for key, value in samples[0].items() if isinstance(value, str)}
-    partial = path.with_suffix(".partial")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata=texts)
-    partial.replace(path)
+    save_safetensors(tensors, path, texts)
+
+
+def bucket_folders(folder: Path) -> list[Path]:
+    """Folders of the size buckets in ``folder``, in order.
+
+    Raises:
+        ValueError: there are none.
+    """
+    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not folders:
+        raise ValueError(f"{folder}: no size buckets here; render or encode the clips first")
+    return folders
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -73,6 +88,9 @@ class Shards:
     Attributes:
         tensors: Stacked tensors by key, ``(N, ...)``.
         texts: Lists of ``N`` strings by key.
+
+    Raises:
+        ValueError: a shard is broken, or its samples have other shapes than those of the first.
     """
 
     def __init__(self, paths: Sequence[Path], keys: Iterable[str] | None = None) -> None:
@@ -80,13 +98,17 @@ class Shards:
         self.texts: dict[str, list[str]] = {}
         for path in paths:
             try:
-                with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
-                    for key in file.keys() if keys is None else keys:  # noqa: SIM118 - not a dict
+                with safe_open(path, "pt") as file:
+                    for key in file.keys() if keys is None else keys:
                         parts.setdefault(key, []).append(file.get_tensor(key))
                     for key, value in (file.metadata() or {}).items():
                         self.texts.setdefault(key, []).extend(json.loads(value))
             except SafetensorError as error:
                 raise ValueError(f"{path}: broken shard ({error}); delete it and run again") from error
+            # The shards of a folder are one array: one of another length comes from another recipe.
+            shapes = {key: (values[-1].shape[1:], values[0].shape[1:]) for key, values in parts.items()}
+            if odd := [f"{key} {tuple(got)}, not {tuple(want)}" for key, (got, want) in shapes.items() if got != want]:
+                raise ValueError(f"{path}: not of the same recipe as {paths[0].name}: {odd[0]}; delete the old shards")
         self.tensors = {key: torch.cat(values) for key, values in parts.items()}
 
     def __len__(self) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omnihuman_core.contracts import LatentSpec, VideoVAE
 from torch import Tensor
 
+from omnihuman_core.contracts import LatentSpec, VideoVAE
 from omnihuman_train.data.cached import Sample, Shards, shard_paths, write_shard
 from omnihuman_train.data.clips import from_bytes
 

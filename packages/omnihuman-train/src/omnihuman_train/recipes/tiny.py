@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from omnihuman_core.model_dir import GenerationSettings
-
 from omnihuman_train.config import ClipsConfig, FlowConfig, OptimizerConfig, RunConfig, SegmentConfig, TrainConfig
 from omnihuman_train.stages import Ratios, Stage
 
