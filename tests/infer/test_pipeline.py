@@ -178,7 +178,9 @@ def test_memory_does_not_grow_with_length(toy: OmniHumanPipeline, request_: Gene
         most = 0
         for piece in toy.frames(clip):
             del piece
-            live = {t.untyped_storage().data_ptr(): t.nbytes for t in gc.get_objects() if issubclass(type(t), torch.Tensor)}
+            live = {
+                t.untyped_storage().data_ptr(): t.nbytes for t in gc.get_objects() if issubclass(type(t), torch.Tensor)
+            }
             most = max(most, sum(live.values()))
         return most - tokens
 

@@ -143,18 +143,25 @@ def _progress(*, quiet: bool) -> Iterator[OnProgress | None]:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("loading", total=None)
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    task = bar.add_task("", total=None)
 
-        def on_progress(segment: int, num_segments: int, step: int, num_steps: int) -> None:
-            bar.update(
-                task,
-                description=f"segment {segment + 1}/{num_segments}",
-                total=num_segments * num_steps,
-                completed=segment * num_steps + step,
-            )
+    def on_progress(segment: int, num_segments: int, step: int, num_steps: int) -> None:
+        # Shown from the first step on: an error before it stays one line.
+        bar.start()
+        bar.update(
+            task,
+            description=f"segment {segment + 1}/{num_segments}",
+            total=num_segments * num_steps,
+            completed=segment * num_steps + step,
+        )
 
+    try:
         yield on_progress
+    finally:
+        # Stopping a bar that was never shown would print an empty line.
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager

@@ -35,7 +35,8 @@ class GenerateRequest:
     Attributes:
         image: Picture of the person (PNG, JPEG or WEBP).
         audio: Sound that drives the person; any file with a sound track. The video is as long as the sound.
-        pose: Keypoint file that drives the person. Without ``audio`` the video is as long as the poses.
+        pose: Keypoint file, or folder of them, that drives the person. Without ``audio`` the video is as long as the
+            poses.
         prompt: Text that describes the video.
         out: The mp4 to write; an existing file is replaced once the new one is complete.
         seed: Same seed, same request, same model, same machine: same file.
@@ -193,6 +194,9 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _check_file(name: str, path: Path) -> None:
     if not path.exists():
         raise RequestError(f"{name}: {path} does not exist; check the path")
+    if name == "pose" and path.is_dir():
+        # Pose estimators write one file a frame.
+        return
     if not path.is_file():
         raise RequestError(f"{name}: {path} is not a regular file; name a file")
     try:

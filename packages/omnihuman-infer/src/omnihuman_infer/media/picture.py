@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,9 +42,9 @@ def load_picture(path: Path) -> Image.Image:
             f"image: {path} has {size / 2**20:.0f} MiB, the limit is {MAX_BYTES // 2**20}; make it smaller"
         )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ExitStack() as files:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
+            image = files.enter_context(Image.open(path, formats=FORMATS))
             width, height = image.size
             # The header alone gives the size: a bomb is refused before one pixel of it is decoded.
             if width * height > MAX_PIXELS:
