@@ -53,7 +53,6 @@ class ByteTextExtractor:
 
     config_class = ByteTextExtractorConfig
     presets: ClassVar[dict[str, Callable[[], ByteTextExtractorConfig]]] = {"tiny": ByteTextExtractorConfig.tiny}
-    presets = {"tiny": ByteTextExtractorConfig.tiny}
 
     def __init__(self, config: ByteTextExtractorConfig) -> None:
         self.config = config
@@ -125,7 +124,6 @@ class ByteTextEncoder(nn.Module):
 
     config_class = ByteTextEncoderConfig
     presets: ClassVar[dict[str, Callable[[], ByteTextEncoderConfig]]] = {"tiny": ByteTextEncoderConfig.tiny}
-    presets = {"tiny": ByteTextEncoderConfig.tiny}
 
     def __init__(self, config: ByteTextEncoderConfig) -> None:
         super().__init__()

@@ -95,7 +95,6 @@ class AudioEncoder(nn.Module):
         "tiny": AudioEncoderConfig.tiny,
         "wav2vec2_base": AudioEncoderConfig.wav2vec2_base,
     }
-    presets = {"tiny": AudioEncoderConfig.tiny}
 
     def __init__(self, config: AudioEncoderConfig) -> None:
         super().__init__()

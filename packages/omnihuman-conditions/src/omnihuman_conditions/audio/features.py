@@ -119,7 +119,6 @@ class LogMelExtractor:
 
     config_class = LogMelConfig
     presets: ClassVar[dict[str, Callable[[], LogMelConfig]]] = {"tiny": LogMelConfig.tiny}
-    presets = {"tiny": LogMelConfig.tiny}
 
     def __init__(self, config: LogMelConfig) -> None:
         self.config = config

@@ -68,7 +68,6 @@ class PoseGuider(nn.Module):
 
     config_class = PoseGuiderConfig
     presets: ClassVar[dict[str, Callable[[], PoseGuiderConfig]]] = {"tiny": PoseGuiderConfig.tiny}
-    presets = {"tiny": PoseGuiderConfig.tiny}
 
     def __init__(self, config: PoseGuiderConfig) -> None:
         super().__init__()

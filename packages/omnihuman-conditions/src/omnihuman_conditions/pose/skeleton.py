@@ -85,7 +85,6 @@ class SkeletonExtractor:
         "tiny": SkeletonConfig.tiny,
         "full": SkeletonConfig.full,
     }
-    presets = {"tiny": SkeletonConfig.tiny, "full": SkeletonConfig.full}
 
     def __init__(self, config: SkeletonConfig) -> None:
         self.config = config
