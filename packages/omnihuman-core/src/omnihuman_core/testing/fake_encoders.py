@@ -18,7 +18,11 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True, kw_only=True)
 class FakeTextExtractorConfig:
-    """Attributes: max_tokens: Longest text in bytes."""
+    """Configuration of :class:`FakeTextExtractor`.
+
+    Attributes:
+        max_tokens: Longest text in bytes.
+    """
 
     max_tokens: int = 16
 
@@ -42,7 +46,11 @@ class FakeTextExtractor:
 
 @dataclass(frozen=True, kw_only=True)
 class FakeTextEncoderConfig:
-    """Attributes: dim: Width of a token."""
+    """Configuration of :class:`FakeTextEncoder`.
+
+    Attributes:
+        dim: Width of a token.
+    """
 
     dim: int = 8
 
@@ -72,7 +80,11 @@ class FakeTextEncoder(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FakeAudioExtractorConfig:
-    """Attributes: rate: States per second, a divisor of 16,000."""
+    """Configuration of :class:`FakeAudioExtractor`.
+
+    Attributes:
+        rate: States per second, a divisor of 16,000.
+    """
 
     rate: int = 50
 
@@ -106,7 +118,13 @@ class FakeAudioExtractor:
 
 @dataclass(frozen=True, kw_only=True)
 class FakeAudioEncoderConfig:
-    """Attributes: dim: Width of a token. temporal_stride: Pixel frames of a latent frame. input_dim: Values a frame."""
+    """Configuration of :class:`FakeAudioEncoder`.
+
+    Attributes:
+        dim: Width of a token.
+        temporal_stride: Pixel frames of a latent frame.
+        input_dim: Values of a frame.
+    """
 
     dim: int = 8
     temporal_stride: int = 2
@@ -138,7 +156,11 @@ class FakeAudioEncoder(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class FakePoseExtractorConfig:
-    """Attributes: threshold: Keypoints of a lower score are not drawn."""
+    """Configuration of :class:`FakePoseExtractor`.
+
+    Attributes:
+        threshold: Keypoints of a lower score are not drawn.
+    """
 
     threshold: float = 0.3
 
@@ -164,7 +186,13 @@ class FakePoseExtractor:
 
 @dataclass(frozen=True, kw_only=True)
 class FakePoseEncoderConfig:
-    """Attributes: channels: Pose features. temporal_stride, spatial_stride: Pixels of a latent position."""
+    """Configuration of :class:`FakePoseEncoder`.
+
+    Attributes:
+        channels: Pose features.
+        temporal_stride: Pixel frames of a latent frame.
+        spatial_stride: Pixels of a latent position, each way.
+    """
 
     channels: int = 4
     temporal_stride: int = 2
