@@ -60,6 +60,13 @@ def test_quiet_prints_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> N
     assert (code, capsys.readouterr().out) == ((0, ""), "")
 
 
+@pytest.mark.filterwarnings("default")
+def test_cut_prompt_is_noted(run: Run) -> None:
+    code, error = run("--num-steps=1", prompt="one two three four five six seven eight")
+    assert code == 0
+    assert "note: text has 8 words, only the first 6 are used\n" in error
+
+
 def bad_files(folder: Path) -> dict[str, dict[str, object]]:
     """Wrong arguments by what they should be answered with."""
     picture, sound = write_picture(folder / "p.png").read_bytes(), write_wav(folder / "s.wav", voice(1.0)).read_bytes()

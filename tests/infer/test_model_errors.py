@@ -114,7 +114,7 @@ def test_components_that_do_not_fit(toy_dir: Path, change: dict[str, int], names
     [
         ({"size_multiple": 8}, "size_multiple"),
         ({"segment_frames": 18}, "segment_frames"),
-        ({"motion_frames": 6}, "motion"),
+        ({"motion_frames": 6}, "generation.motion_frames"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, settings: dict[str, int], names: str) -> None:

@@ -46,6 +46,16 @@ def test_same_seed_gives_the_same_file(toy: OmniHumanPipeline, request_: Generat
     assert files[0] != files[2]
 
 
+def test_low_precision(toy_dir: Path, request_: GenerateRequest) -> None:
+    pipeline = OmniHumanPipeline.from_pretrained(toy_dir, device="cpu", dtype=torch.bfloat16)
+    exact = OmniHumanPipeline.from_pretrained(toy_dir, device="cpu")
+    short = dataclasses.replace(request_, seconds=0.4, num_steps=1)
+    rough, fine = latents(pipeline, short), latents(exact, short)
+    assert rough.dtype == torch.bfloat16
+    # bfloat16 carries 8 bits: a few percent over a whole network.
+    assert float((rough.float() - fine).norm() / fine.norm()) < 0.05
+
+
 def test_noise_depends_on_seed_and_segment_only() -> None:
     before = torch.get_rng_state()
     drawn = [segment_noise(seed, index, (1, 4, 3, 8, 8)) for seed in (0, 1, 2**63 - 1) for index in (0, 1)]

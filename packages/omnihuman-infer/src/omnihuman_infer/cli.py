@@ -10,6 +10,7 @@ import argparse
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,7 +116,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from omnihuman_infer.pipeline import generate
 
     begin = time.perf_counter()
-    with _terminate_cleanly(), _progress(quiet=arguments.quiet) as on_progress:
+    with _terminate_cleanly(), _notes(quiet=arguments.quiet), _progress(quiet=arguments.quiet) as on_progress:
         result = generate(request, inputs=inputs, on_progress=on_progress)
     if not arguments.quiet:
         for notice in result.notices:
@@ -125,6 +126,19 @@ def _generate(arguments: argparse.Namespace) -> int:
             f"{result.num_frames / result.fps:.2f} s of video in {time.perf_counter() - begin:.1f} s"
         )
     return 0
+
+
+@contextmanager
+def _notes(*, quiet: bool) -> Iterator[None]:
+    """Print warnings, such as a prompt that is cut, in one line and without a place in the code."""
+
+    def show(message: Warning | str, *details: object, **more: object) -> None:
+        if not quiet:
+            print(f"note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -101,8 +101,11 @@ def segment_latents(components: ModelComponents, segment_frames: int) -> tuple[i
     spec, settings, latents = components.backbone.spec, components.generation, components.vae.latent_spec
     carries = settings.motion_frames > 0 and "motion" in spec.conditions
     try:
-        total = latents.latent_frames(segment_frames)
         motion = latents.motion_latent_frames(settings.motion_frames) if carries else 0
+    except ValueError as error:
+        raise ModelError(f"model: generation.motion_frames: {error}") from None
+    try:
+        total = latents.latent_frames(segment_frames)
     except ValueError as error:
         raise ModelError(f"segment_frames: {error}") from None
     if total % spec.temporal_multiple or motion % spec.temporal_multiple or motion >= total:

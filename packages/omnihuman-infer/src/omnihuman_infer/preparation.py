@@ -128,8 +128,8 @@ def _encode(
     active = active_conditions({name for name, value in given.items() if value})
     reference = None
     if "reference" in components.backbone.spec.conditions:
-        pixels = torch.from_numpy(resize(inputs.picture, fit).copy()).to(encoders.device, encoders.dtype)
-        video = (pixels / 127.5 - 1).permute(2, 0, 1)[None, :, None]  # (1, 3, 1, H, W)
+        pixels = torch.from_numpy(resize(inputs.picture, fit).copy()).float() / 127.5 - 1
+        video = pixels.permute(2, 0, 1)[None, :, None].to(encoders.device, encoders.dtype)  # (1, 3, 1, H, W)
         reference = ReferenceCondition(latents=components.vae.encode(video))
     text = negative_text = None
     if encoders.has_text:
