@@ -16,7 +16,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--config", required=True, metavar="MODULE:FUNCTION", help="recipe, a function without arguments")
     run.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change one field of the recipe")
     run.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
-    run.add_argument("--parts", default="render,vae,encode,backbone", help="parts to run, in order (default: all)")
+    run.add_argument(
+        "--parts", default="render,vae,encode,decoder,backbone,export", help="parts to run, in order (default: all)"
+    )
     run.add_argument("--trial", type=int, metavar="N", help="cut the VAE and every stage to at most N steps")
     return top
 

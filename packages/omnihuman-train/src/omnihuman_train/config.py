@@ -194,6 +194,9 @@ class TrainConfig:
         vae_frames: Pixel frames of a VAE training window.
         vae_reconstruction: Distance between pixels, as the VAE's objective names it.
         vae_mouth_weight: Loss weight of mouth pixels.
+        decoder: Further training of the VAE's decoder, for which the latents stay as they are.
+        decoder_mouth_weight: Loss weight of mouth pixels there.
+        decoder_hand_weight: Loss weight of hand pixels there.
         flow: Objective of the backbone.
         segment: Frames per sample.
         run: Training of the backbone; ``run.steps`` is the sum of the stages' steps.
@@ -208,6 +211,9 @@ class TrainConfig:
     vae_frames: int
     vae_reconstruction: str
     vae_mouth_weight: float
+    decoder: RunConfig
+    decoder_mouth_weight: float
+    decoder_hand_weight: float
     flow: FlowConfig
     segment: SegmentConfig
     run: RunConfig

@@ -36,18 +36,40 @@ def render(config: TrainConfig, out: Path) -> None:
         render_clips(config.clips, out / "clips", progress=advance)
 
 
+def vae_objective(config: TrainConfig) -> Any:
+    """The VAE's objective with the distance that the recipe names."""
+    objective_class = plugin("objective", "vae")
+    return objective_class(objective_class.config_class(reconstruction=config.vae_reconstruction))
+
+
 def train_vae(config: TrainConfig, out: Path) -> None:
     """Train the VAE on windows of the clips and measure the constants that normalise its latents."""
     torch.manual_seed(config.vae.seed)
     vae = build("video_vae", "causal", config.preset)
-    objective_class = plugin("objective", "vae")
-    objective = objective_class(objective_class.config_class(reconstruction=config.vae_reconstruction))
     batches = VideoBatches(out / "clips", config.vae, frames=config.vae_frames, mouth_weight=config.vae_mouth_weight)
-    ema = fit(vae, objective, batches, config.vae, out / "vae", resolved=to_toml(config), title="vae")
+    ema = fit(vae, vae_objective(config), batches, config.vae, out / "vae", resolved=to_toml(config), title="vae")
     ema.copy_to(vae.eval().cpu())
     mean, std = latent_statistics(vae, out / "clips")
     vae.set_latent_statistics(mean, std)
     save_safetensors(dict(vae.state_dict()), out / "vae" / "final.safetensors", {})
+
+
+def train_decoder(config: TrainConfig, out: Path) -> None:
+    """Go on training the VAE's decoder alone: the latents stay, so this may run while the backbone trains."""
+    vae = load_vae(config, out)
+    vae.encoder.requires_grad_(False)
+    batches = VideoBatches(
+        out / "clips",
+        config.decoder,
+        frames=config.vae_frames,
+        mouth_weight=config.decoder_mouth_weight,
+        hand_weight=config.decoder_hand_weight,
+    )
+    ema = fit(
+        vae, vae_objective(config), batches, config.decoder, out / "decoder", resolved=to_toml(config), title="decoder"
+    )
+    ema.copy_to(vae.eval().cpu())
+    save_safetensors(dict(vae.state_dict()), out / "decoder" / "final.safetensors", {})
 
 
 @torch.no_grad()
@@ -62,11 +84,11 @@ def latent_statistics(vae: Any, clips: Path, *, count: int = 32) -> tuple[torch.
     return stacked.mean(0), stacked.std(0)
 
 
-def load_vae(config: TrainConfig, out: Path) -> Any:
-    """The trained VAE of a run, in ``eval`` mode."""
-    path = out / "vae" / "final.safetensors"
+def load_vae(config: TrainConfig, out: Path, part: str = "vae") -> Any:
+    """The VAE that a part of a run, ``vae`` or ``decoder``, has trained, in ``eval`` mode."""
+    path = out / part / "final.safetensors"
     if not path.exists():
-        raise ValueError(f"{path}: the VAE is not trained yet; run the part 'vae' first")
+        raise ValueError(f"{path}: not trained yet; run the part {part!r} first")
     vae = build("video_vae", "causal", config.preset)
     vae.load_state_dict(load_safetensors(path))
     return vae.eval()
@@ -101,7 +123,7 @@ def encode(config: TrainConfig, out: Path) -> None:
 
 
 def train_backbone(config: TrainConfig, out: Path) -> None:
-    """Train the backbone with its condition encoders through the stages, then export the model directory."""
+    """Train the backbone with its condition encoders through the stages."""
     torch.manual_seed(config.run.seed)
     model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0)
     vae = load_vae(config, out)
@@ -126,14 +148,26 @@ def train_backbone(config: TrainConfig, out: Path) -> None:
         title="backbone",
     )
     ema.copy_to(model.eval().cpu())
-    export(config, model, vae, out / "model")
+    save_safetensors(dict(model.state_dict()), out / "backbone" / "final.safetensors", {})
+
+
+def export_model(config: TrainConfig, out: Path) -> None:
+    """Put the trained parts together in ``out/model``."""
+    path = out / "backbone" / "final.safetensors"
+    if not path.exists():
+        raise ValueError(f"{path}: not trained yet; run the part 'backbone' first")
+    model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0)
+    model.load_state_dict(load_safetensors(path))
+    export(config, model.eval(), load_vae(config, out, "decoder"), out / "model")
 
 
 PARTS: dict[str, Callable[[TrainConfig, Path], None]] = {
     "render": render,
     "vae": train_vae,
     "encode": encode,
+    "decoder": train_decoder,
     "backbone": train_backbone,
+    "export": export_model,
 }
 
 
@@ -143,7 +177,7 @@ def check(config: TrainConfig) -> None:
     Raises:
         ValueError: an unknown preset or device, or sizes and lengths that do not fit together.
     """
-    for run_config in (config.vae, config.run):
+    for run_config in (config.vae, config.decoder, config.run):
         _check_device(run_config.device)
     plugin("objective", "vae").config_class(reconstruction=config.vae_reconstruction)
     with torch.device("meta"):
@@ -199,6 +233,7 @@ def shortened(config: TrainConfig, steps: int) -> TrainConfig:
         stages=stages,
         run=replace(config.run, steps=sum(stage.steps for stage in stages)),
         vae=replace(config.vae, steps=min(config.vae.steps, steps)),
+        decoder=replace(config.decoder, steps=min(config.decoder.steps, steps)),
     )
 
 

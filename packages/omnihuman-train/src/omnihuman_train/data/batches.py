@@ -13,7 +13,7 @@ from omnihuman_train.checkpointing import step_generator
 from omnihuman_train.config import RunConfig, SegmentConfig
 from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
 from omnihuman_train.data.clips import from_bytes
-from omnihuman_train.data.latents import box_mask
+from omnihuman_train.data.latents import box_mask, hand_boxes
 from omnihuman_train.stages import Stage, stage_at
 
 # Streams of random numbers of one step, apart from each other.
@@ -36,24 +36,31 @@ class Buckets:
 class VideoBatches:
     """Short windows of rendered clips for the VAE: ``video`` in [-1, 1] and its loss ``weight``."""
 
-    def __init__(self, folder: Path, run: RunConfig, *, frames: int, mouth_weight: float) -> None:
-        self._data = Buckets(folder, ("video", "mouth_box"))
+    def __init__(
+        self, folder: Path, run: RunConfig, *, frames: int, mouth_weight: float, hand_weight: float = 1.0
+    ) -> None:
+        self._data = Buckets(folder, ("video", "mouth_box", "hands"))
         shortest = min(bucket.tensors["video"].shape[2] for bucket in self._data.buckets)
         if frames > shortest:
             raise ValueError(f"{folder}: vae_frames is {frames}, but there are clips of {shortest} frames")
-        self._run, self._frames, self._mouth_weight = run, frames, mouth_weight
+        self._run, self._frames = run, frames
+        self._mouth_weight, self._hand_weight = mouth_weight, hand_weight
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Batch of ``step``: ``video`` (B, 3, T, H, W), ``weight`` (B, 1, T, H, W)."""
         generator = step_generator(self._run.seed, step, DATA_STREAM)
         bucket, indices = self._data.draw(self._run.batch_size, generator)
-        video, boxes = bucket.tensors["video"], bucket.tensors["mouth_box"]
+        video, boxes, hands = (bucket.tensors[key] for key in ("video", "mouth_box", "hands"))
         starts = torch.randint(video.shape[2] - self._frames + 1, (len(indices),), generator=generator).tolist()
-        rows = list(zip(indices.tolist(), starts, strict=True))
-        pixels = from_bytes(torch.stack([video[i, :, s : s + self._frames] for i, s in rows]))
+        rows = [(i, slice(s, s + self._frames)) for i, s in zip(indices.tolist(), starts, strict=True)]
+        pixels = from_bytes(torch.stack([video[i, :, window] for i, window in rows]))
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
-        mouths = torch.stack([box_mask(boxes[i, s : s + self._frames], *size) for i, s in rows])
-        return {"video": pixels, "weight": 1 + (self._mouth_weight - 1) * mouths[:, None].float()}
+        mouth = torch.stack([box_mask(boxes[i, window], *size) for i, window in rows])[:, None].float()
+        weight = 1 + (self._mouth_weight - 1) * mouth
+        if self._hand_weight != 1:
+            hand = torch.stack([box_mask(hand_boxes(hands[i, window]), *size) for i, window in rows])[:, None].float()
+            weight = weight + (self._hand_weight - 1) * hand
+        return {"video": pixels, "weight": weight}
 
 
 class FlowBatches:

@@ -42,18 +42,21 @@ def _encode(shard: Shards, index: int, vae: VideoVAE, audio_extractor: Any, fps:
     features = audio_extractor.extract(row["waveform"].float()[None])
     audio = audio_extractor.align(features, fps=fps, num_frames=video.shape[2])[0]
     spec, size = vae.latent_spec, video.shape[-2:]
-    hands = row["hands"].flatten(1, 2)  # (T, 4, 3)
-    margin = 0.06
-    hand_box = torch.cat([hands[..., :2] - margin, hands[..., :2] + margin], -1) * hands[..., 2:]
     return {
         "latents": latents.bfloat16(),
         "reference": reference.bfloat16(),
         "audio": audio.half(),
         "mouth_region": latent_region(row["mouth_box"], spec, *size),
-        "hand_region": latent_region(hand_box, spec, *size),
+        "hand_region": latent_region(hand_boxes(row["hands"]), spec, *size),
         **{key: row[key] for key in _KEPT},
         "caption": shard.texts["caption"][index],
     }
+
+
+def hand_boxes(hands: Tensor, margin: float = 0.06) -> Tensor:
+    """Boxes ``(T, 4, 4)`` in [0, 1] round the visible hands ``(T, 2, 2, 3)``; no area where a hand is not visible."""
+    points = hands.flatten(1, 2)  # (T, 4, 3)
+    return torch.cat([points[..., :2] - margin, points[..., :2] + margin], -1) * points[..., 2:]
 
 
 def latent_region(boxes: Tensor, spec: LatentSpec, height: int, width: int) -> Tensor:

@@ -25,6 +25,7 @@ def debug() -> TrainConfig:
             shard_size=8,
         ),
         vae=replace(recipe.vae, steps=30, batch_size=4, log_every=5, optimizer=optimizer),
+        decoder=replace(recipe.decoder, steps=10, batch_size=4, log_every=5, optimizer=optimizer),
         segment=SegmentConfig(latent_frames=4),
         run=replace(recipe.run, steps=30, batch_size=4, log_every=5, optimizer=replace(optimizer, name="muon")),
         stages=stages,

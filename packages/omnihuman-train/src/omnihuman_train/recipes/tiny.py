@@ -32,6 +32,15 @@ def tiny() -> TrainConfig:
         vae_frames=9,
         vae_reconstruction="charbonnier",
         vae_mouth_weight=3.0,
+        decoder=RunConfig(
+            steps=1200,
+            batch_size=16,
+            seed=1,
+            ema_decay=0.998,
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=50, decay_fraction=0.4),
+        ),
+        decoder_mouth_weight=12.0,
+        decoder_hand_weight=3.0,
         flow=FlowConfig(mouth_weight=4.0, hand_weight=2.0, mouth_probe_weight=1.0),
         segment=SegmentConfig(latent_frames=9),
         run=RunConfig(
