@@ -75,7 +75,16 @@ def bad_files(folder: Path) -> dict[str, dict[str, object]]:
         (folder / name).write_bytes(content)
         return folder / name
 
+    def huge(name: str, size: int) -> Path:
+        # Sparse: takes no room.
+        with (folder / name).open("wb") as opened:
+            opened.truncate(size)
+        return folder / name
+
     return {
+        "image: .* MiB, the limit is 128": {"image": huge("huge.png", 200 * 2**20)},
+        "audio: .* is larger than 4 GiB": {"audio": huge("huge.wav", 5 * 2**30)},
+        "pose: .* is larger than 256 MiB": {"pose": huge("huge.json", 300 * 2**20)},
         "image: .* does not exist": {"image": folder / "nowhere.png"},
         "image: .* is empty": {"image": file("empty.png", b"")},
         "image: .* damaged or truncated": {"image": file("cut.png", picture[:-200])},
