@@ -125,7 +125,7 @@ def attention_tile(kind: str, head_dim: int, x: Tensor, *, describe: bool) -> Ti
 
     Args:
         kind: A key of :data:`ATTENTION_TILES`.
-        head_dim: 32, 64 or 128.
+        head_dim: 16, 32, 64 or 128.
         x: Query, for its device and type.
         describe: Descriptors can address the operands.
 
@@ -137,38 +137,49 @@ def attention_tile(kind: str, head_dim: int, x: Tensor, *, describe: bool) -> Ti
         return _SMALL_TMA if describe else _SMALL
     if x.dtype == torch.float32:
         return FLOAT32_TILE
-    return ATTENTION_TILES[kind, row if describe else "plain", head_dim]
+    return ATTENTION_TILES[kind][row if describe else "plain"][max(head_dim, 32)]
 
 
 # Full-precision products run on the plain cores; small tiles keep them within the registers.
 FLOAT32_TILE = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1)
 
-ATTENTION_TILES: dict[tuple[str, str, int], Tile] = {
-    ("forward", "hopper", 128): Tile(block_m=128, block_n=128, num_warps=4, num_stages=2, tma=True, warp_specialize=True),
-    ("forward", "hopper", 64): Tile(block_m=128, block_n=128, num_warps=4, num_stages=3, tma=True, warp_specialize=True),
-    ("forward", "hopper", 32): Tile(block_m=128, block_n=128, num_warps=4, num_stages=3, tma=True, warp_specialize=True),
-    ("forward", "blackwell", 128): Tile(block_m=128, block_n=128, num_warps=8, num_stages=2, tma=True),
-    ("forward", "blackwell", 64): Tile(block_m=128, block_n=128, num_warps=8, num_stages=3, tma=True),
-    ("forward", "blackwell", 32): Tile(block_m=128, block_n=128, num_warps=8, num_stages=3, tma=True),
-    ("forward", "plain", 128): Tile(block_m=128, block_n=32, num_warps=4, num_stages=3),
-    ("forward", "plain", 64): Tile(block_m=128, block_n=64, num_warps=4, num_stages=3),
-    ("forward", "plain", 32): Tile(block_m=128, block_n=64, num_warps=4, num_stages=3),
-    ("backward_q", "hopper", 128): Tile(block_m=128, block_n=64, num_warps=8, num_stages=2, tma=True),
-    ("backward_q", "hopper", 64): Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
-    ("backward_q", "hopper", 32): Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
-    ("backward_q", "blackwell", 128): Tile(block_m=128, block_n=64, num_warps=8, num_stages=2, tma=True),
-    ("backward_q", "blackwell", 64): Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
-    ("backward_q", "blackwell", 32): Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
-    ("backward_q", "plain", 128): Tile(block_m=64, block_n=32, num_warps=4, num_stages=2),
-    ("backward_q", "plain", 64): Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
-    ("backward_q", "plain", 32): Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
-    ("backward_kv", "hopper", 128): Tile(block_m=64, block_n=128, num_warps=8, num_stages=2, tma=True),
-    ("backward_kv", "hopper", 64): Tile(block_m=64, block_n=128, num_warps=8, num_stages=3, tma=True),
-    ("backward_kv", "hopper", 32): Tile(block_m=64, block_n=128, num_warps=8, num_stages=3, tma=True),
-    ("backward_kv", "blackwell", 128): Tile(block_m=64, block_n=128, num_warps=8, num_stages=2, tma=True),
-    ("backward_kv", "blackwell", 64): Tile(block_m=64, block_n=128, num_warps=8, num_stages=3, tma=True),
-    ("backward_kv", "blackwell", 32): Tile(block_m=64, block_n=128, num_warps=8, num_stages=3, tma=True),
-    ("backward_kv", "plain", 128): Tile(block_m=32, block_n=64, num_warps=4, num_stages=2),
-    ("backward_kv", "plain", 64): Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
-    ("backward_kv", "plain", 32): Tile(block_m=64, block_n=64, num_warps=4, num_stages=2),
+
+
+def _same(tile: Tile, head_dims: tuple[int, ...] = (32, 64)) -> dict[int, Tile]:
+    return dict.fromkeys(head_dims, tile)
+
+
+def _tma(block_m: int, block_n: int, num_warps: int, num_stages: int, *, warp_specialize: bool = False) -> Tile:
+    return Tile(
+        block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, tma=True,
+        warp_specialize=warp_specialize,
+    )  # fmt: skip
+
+
+def _plain(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Tile:
+    return Tile(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
+
+
+# kind -> architecture -> head dim. A mask is loaded inside the loop, which the compiler cannot give to a producer group.
+ATTENTION_TILES: dict[str, dict[str, dict[int, Tile]]] = {
+    "forward": {
+        "hopper": {128: _tma(128, 128, 4, 2, warp_specialize=True), **_same(_tma(128, 128, 4, 3, warp_specialize=True))},
+        "blackwell": {128: _tma(128, 128, 8, 2), **_same(_tma(128, 128, 8, 3))},
+        "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
+    },
+    "forward_masked": {
+        "hopper": {128: _tma(128, 64, 8, 3), **_same(_tma(128, 64, 8, 3))},
+        "blackwell": {128: _tma(128, 64, 8, 3), **_same(_tma(128, 64, 8, 3))},
+        "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
+    },
+    "backward_q": {
+        "hopper": {128: _tma(128, 64, 8, 2), **_same(_tma(128, 64, 8, 3))},
+        "blackwell": {128: _tma(128, 64, 8, 2), **_same(_tma(128, 64, 8, 3))},
+        "plain": {128: _plain(64, 32, 4, 2), **_same(_plain(64, 64, 4, 2))},
+    },
+    "backward_kv": {
+        "hopper": {128: _tma(64, 128, 8, 2), **_same(_tma(64, 128, 8, 3))},
+        "blackwell": {128: _tma(64, 128, 8, 2), **_same(_tma(64, 128, 8, 3))},
+        "plain": {128: _plain(32, 64, 4, 2), **_same(_plain(64, 64, 4, 2))},
+    },
 }

@@ -29,6 +29,10 @@ MOST_KEYS = 128
 # Query tiles that a forward program streams past its keys.
 TILES_A_PROGRAM = 8
 
+# Queries of a tile and warps that share it: the largest that spill no registers at head dim 128.
+FORWARD = (64, 4)
+BACKWARD = (32, 8)
+
 LOG2_E = 1.4426950408889634
 
 
@@ -156,15 +160,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor) -> None:
         raise ValueError(f"q_weight must have shape ({q.shape[4]},); got {tuple(q_weight.shape)}")
 
 
-def _options(q: Tensor, k: Tensor) -> dict[str, object]:
+def _options(q: Tensor, k: Tensor, queries: int, num_warps: int) -> dict[str, object]:
     return {
-        "QUERIES": 16 if interpreting() else 64,
+        "QUERIES": 16 if interpreting() else queries,
         "KEYS": max(16, triton.next_power_of_2(k.shape[2])),
         "HEAD_DIM": q.shape[4],
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         # The interpreter multiplies bfloat16 as if it were integers.
         "UPCAST": interpreting() and q.dtype == torch.bfloat16,
-        "num_warps": 4,
+        "num_warps": num_warps,
     }
 
 
@@ -174,7 +178,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, eps: float) -> T
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     batch, frames, queries, heads, head_dim = q.shape
     out = q.new_empty(q.shape)
-    options = _options(q, k)
+    options = _options(q, k, *FORWARD)
     programs = triton.cdiv(queries, options["QUERIES"] * TILES_A_PROGRAM)
     launch(
         forward_kernel, (programs, heads, batch * frames), q,
@@ -201,7 +205,7 @@ def _backward(
     launch(
         backward_kernel, (heads, batch * frames), q,
         do, q, k, v, q_weight, dq, dk, dv, dweight, *do.stride()[:4], *q.stride()[:4], *k.stride()[:4], *v.stride()[:4],
-        frames, queries, k.shape[2], heads, head_dim**-0.5, head_dim**-0.5 * LOG2_E, eps, **_options(q, k),
+        frames, queries, k.shape[2], heads, head_dim**-0.5, head_dim**-0.5 * LOG2_E, eps, **_options(q, k, *BACKWARD),
     )  # fmt: skip
     return dq, dk, dv, dweight.sum(0).to(q_weight.dtype)
 

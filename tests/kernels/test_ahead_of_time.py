@@ -1,0 +1,134 @@
+"""Kernels as a GPU would run them: compiled for sm_80, sm_90 and sm_100 at real sizes, held to resource budgets."""
+
+import pytest
+import torch
+from omnihuman_kernels import (
+    _segments,
+    frame_cross_attention,
+    gated_residual,
+    joint_attention,
+    modulated_norm,
+    qk_norm_rope,
+    rms_norm_silu,
+)
+
+from tests.kernels.compiling import SHARED_LIMIT, compile_for, meta, record
+
+# 832 x 480 pixels, 5 s: 33 latent frames of 1560 tokens and 256 words. Two segments, then the words.
+LENGTH, WIDTH, HEADS = 51736, 3072, 24
+SEGMENTS = [1560, 49920, 256]
+EPS = 1e-6
+
+
+def float32(*shape):
+    return meta(*shape, dtype=torch.float32)
+
+
+def run_qk_norm_rope(head_dim=128):
+    q, k, _ = meta(1, LENGTH, 3, HEADS, head_dim).unbind(2)
+    dy, rstd, table = meta(1, LENGTH, HEADS, head_dim), float32(1, LENGTH, HEADS), float32(LENGTH, head_dim // 2)
+    inputs = (q, k, meta(head_dim), meta(head_dim), table, table)
+    qk_norm_rope._forward._init_fn(*inputs, EPS)
+    qk_norm_rope._backward._init_fn(dy, dy, *inputs, rstd, rstd)
+
+
+def run_modulation():
+    x, stat = meta(1, LENGTH, WIDTH), float32(1, LENGTH)
+    a, b, c = meta(1, 3, 6 * WIDTH).chunk(6, dim=-1)[:3]
+    gated_residual._forward._init_fn(x, x, a, SEGMENTS)
+    gated_residual._backward._init_fn(x, x, a, SEGMENTS)
+    modulated_norm._forward._init_fn(x, a, b, SEGMENTS, EPS)
+    modulated_norm._residual_forward._init_fn(x, x, a, b, c, SEGMENTS, EPS)
+    modulated_norm._residual_backward._init_fn(x, x, x, x, a, b, c, stat, stat, SEGMENTS)
+
+
+def run_frame_cross_attention(head_dim=128):
+    q, k = meta(1, 32, 1560, HEADS, head_dim), meta(1, 32, 32, HEADS, head_dim)
+    frame_cross_attention._forward._init_fn(q, k, k, meta(head_dim), EPS)
+    frame_cross_attention._backward._init_fn(q, q, k, k, meta(head_dim), EPS)
+
+
+def run_rms_norm_silu():
+    for form in (torch.contiguous_format, torch.channels_last_3d):
+        x = torch.empty(1, 256, 5, 480, 832, dtype=torch.bfloat16, device="meta", memory_format=form)
+        rms_norm_silu._forward._init_fn(x, meta(256), None, 2, EPS)
+        rms_norm_silu._backward._init_fn(x, x, meta(256), 0, EPS)
+
+
+def run_attention(head_dim=128, *, masked=False, packed=False):
+    q, k, v = (meta(1, LENGTH, HEADS, head_dim) for _ in range(3))
+    mask = meta(1, LENGTH, dtype=torch.bool) if masked else None
+    starts = meta(5, dtype=torch.int32) if packed else None
+    sizes = (mask, starts, starts, LENGTH, LENGTH)
+    joint_attention._forward._init_fn(q, k, v, *sizes)
+    if not masked and not packed:
+        joint_attention._backward._init_fn(q, q, float32(1, HEADS, LENGTH), q, k, v, *sizes)
+
+
+def compiled(monkeypatch, arch, module, call, *others):
+    launches = record(monkeypatch, [module, *others], arch, call)
+    assert launches
+    return [(launched.kernel.__name__, compile_for(launched, arch)) for launched in launches]
+
+
+def assert_fits(name, kernel, arch, registers=255):
+    assert kernel.spilled == 0, f"{name} spills {kernel.spilled} bytes"
+    assert kernel.shared <= SHARED_LIMIT[arch], f"{name} wants {kernel.shared} bytes of shared memory"
+    assert kernel.registers <= registers, f"{name} uses {kernel.registers} registers"
+
+
+# Two programs of four warps, or one of eight with room for a second, fit a multiprocessor below these.
+MEMORY_BOUND = {
+    "qk_norm_rope": (qk_norm_rope, run_qk_norm_rope, (), 128),
+    "modulation": (modulated_norm, run_modulation, (gated_residual, _segments), 200),
+    "frame_cross_attention": (frame_cross_attention, run_frame_cross_attention, (), 240),
+    "rms_norm_silu": (rms_norm_silu, run_rms_norm_silu, (), 200),
+}
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("name", MEMORY_BOUND)
+def test_memory_bound_kernels_move_16_bytes_at_a_time(monkeypatch, name, arch):
+    module, call, others, registers = MEMORY_BOUND[name]
+    for kernel_name, kernel in compiled(monkeypatch, arch, module, call, *others):
+        assert_fits(kernel_name, kernel, arch, registers)
+        assert kernel.count(r"(LDG\.E\S*|LDGSTS\.E\S*)\.128"), kernel_name
+        if kernel_name != "sum_kernel":
+            assert kernel.count(r"STG\.E\S*\.128"), kernel_name
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_attention_on_hopper(monkeypatch, head_dim):
+    kernels = dict(compiled(monkeypatch, 90, joint_attention, lambda: run_attention(head_dim)))
+    for name, kernel in kernels.items():
+        assert_fits(name, kernel, 90)
+        assert kernel.count("HGMMA"), name
+        assert kernel.count("UTMALDG"), name
+    # Two consumer groups and a producer. When the compiler gives up on them it says nothing.
+    assert kernels["forward_kernel"].warps == 12
+    assert "setmaxnreg" in kernels["forward_kernel"].ptx
+    assert kernels["forward_kernel"].registers <= 168
+
+
+@pytest.mark.parametrize("options", [{"packed": True}, {"masked": True}], ids=str)
+def test_packed_and_masked_attention_on_hopper(monkeypatch, options):
+    for name, kernel in compiled(monkeypatch, 90, joint_attention, lambda: run_attention(**options)):
+        assert_fits(name, kernel, 90)
+        assert kernel.count("HGMMA"), name
+        assert kernel.warps == (12 if "packed" in options else 8)
+
+
+def test_attention_on_blackwell(monkeypatch):
+    for name, kernel in compiled(monkeypatch, 100, joint_attention, run_attention):
+        assert_fits(name, kernel, 100)
+        assert kernel.count("UTCHMMA"), name
+        assert kernel.count("UTMALDG"), name
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_attention_elsewhere(monkeypatch, head_dim):
+    for name, kernel in compiled(monkeypatch, 80, joint_attention, lambda: run_attention(head_dim)):
+        assert_fits(name, kernel, 80)
+        # So that it also runs on GPUs with 100 KiB.
+        assert kernel.shared <= 101_376, name
+        assert kernel.count("HMMA"), name

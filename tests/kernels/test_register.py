@@ -1,0 +1,45 @@
+"""What needs no interpreter: registration, the device check, and what an import may touch."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from omnihuman_core.plugins import resolve_ops
+from omnihuman_kernels import joint_attention
+from omnihuman_kernels.rms_norm_silu import rms_norm_silu
+
+
+def calls(ops):
+    x, modulation = torch.zeros(1, 4, 16), torch.zeros(1, 1, 16)
+    heads, weight, table = x.unflatten(-1, (1, 16)), torch.ones(16), torch.ones(4, 8)
+    return {
+        "attention": lambda: ops.attention(heads, heads, heads),
+        "qk_norm_rope": lambda: ops.qk_norm_rope(heads, heads, weight, weight, table, table, eps=1e-6),
+        "modulated_norm": lambda: ops.modulated_norm(x, modulation, modulation, segments=(4,), eps=1e-6),
+        "gated_residual": lambda: ops.gated_residual(x, x, modulation, segments=(4,)),
+        "residual_modulated_norm": lambda: ops.residual_modulated_norm(
+            x, x, modulation, modulation, modulation, segments=(4,), eps=1e-6
+        ),
+        "frame_cross_attention": lambda: ops.frame_cross_attention(heads[None], heads[None], heads[None], weight, eps=1e-6),
+        "rms_norm_silu": lambda: rms_norm_silu(heads[None], torch.ones(4), eps=1e-6),
+    }
+
+
+@pytest.mark.parametrize("name", calls(None))
+def test_cpu_tensors_are_refused_in_one_line(name):
+    with pytest.raises(ValueError, match="triton ops need a CUDA device; choose ops='eager'") as error:
+        calls(resolve_ops("triton"))[name]()
+    assert "\n" not in str(error.value)
+
+
+def test_graphs_can_be_traced_without_a_device():
+    """Shapes and types come from the fake implementations, so models can be built and exported on meta tensors."""
+    q = torch.empty(2, 5, 3, 64, device="meta", dtype=torch.bfloat16)
+    out = joint_attention.joint_attention(q, q, q)
+    assert (out.shape, out.dtype, out.device.type) == (q.shape, q.dtype, "meta")
+
+
+def test_import_starts_no_gpu():
+    code = "import omnihuman_kernels.register, torch; assert not torch.cuda.is_initialized()"
+    subprocess.run([sys.executable, "-c", code], check=True)
