@@ -51,6 +51,6 @@ def cosine_basis(tubelet: tuple[int, int, int], colours: int, count: int) -> tup
 
 def _cosines(size: int) -> Tensor:
     """Orthonormal cosine transform (DCT-II) of length ``size``, one frequency per row ``(size, size)``."""
-    position = torch.arange(size) + 0.5
-    basis = torch.cos(math.pi / size * torch.outer(torch.arange(size), position))
-    return F.normalize(basis, dim=1)
+    # From Python numbers: a range on the meta device, where models are built before they are loaded, costs seconds.
+    basis = [[math.cos(math.pi / size * row * (column + 0.5)) for column in range(size)] for row in range(size)]
+    return F.normalize(torch.tensor(basis), dim=1)
