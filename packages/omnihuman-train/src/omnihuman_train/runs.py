@@ -1,4 +1,4 @@
-"""The parts of a whole run, in order: render, VAE, encode, backbone with export. Each resumes where it stopped."""
+"""The parts of a whole run, in order: render, VAE, encode, decoder, backbone, export. Each resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -227,6 +227,8 @@ def shortened(config: TrainConfig, steps: int) -> TrainConfig:
     Raises:
         ValueError: ``steps`` is less than 1.
     """
+    if steps < 1:
+        raise ValueError(f"--trial must be at least 1, got {steps}")
     stages = tuple(replace(stage, steps=min(stage.steps, steps)) for stage in config.stages)
     return replace(
         config,
