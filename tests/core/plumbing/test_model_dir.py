@@ -45,8 +45,10 @@ GENERATION = GenerationSettings(
 )
 
 
-@pytest.fixture(autouse=True)
-def fakes_installed(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True, params=["small", "large"])
+def fakes_installed(request, tmp_path, monkeypatch):
+    # Every test runs on both ways of building a component: in memory, and on meta.
+    monkeypatch.setattr(model_dir, "_SMALL", 2**40 if request.param == "small" else 0)
     site = tmp_path / "site"
     monkeypatch.syspath_prepend(write_distribution(site, FAKE_PLUGINS, version="1.2.3"))
 

@@ -329,8 +329,14 @@ def _load(
     return made.to(device=device).eval() if isinstance(made, nn.Module) else made
 
 
+# Below this many bytes a component is built in memory before its weights are read: faster than on the meta device, whose
+# initialisers import a compiler. Larger ones never exist twice.
+_SMALL = 256 * 2**20
+
+
 def _load_weights(made_by: Any, config: Any, extra: Mapping[str, Any], weights: Path, dtype: torch.dtype) -> Any:
-    with torch.device("meta"):
+    small = not weights.exists() or weights.stat().st_size < _SMALL
+    with torch.device("cpu" if small else "meta"):
         made = made_by(config, **extra)
     if not isinstance(made, nn.Module) or not (made.state_dict() or weights.exists()):
         return made_by(config, **extra)
