@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omnihuman_core.contracts import BackboneSpec, Conditioning, Ops, TextCondition
 from omnihuman_core.mmdit.blocks import BlockInputs, DoubleStreamBlock, SingleStreamBlock
+from omnihuman_core.mmdit.checks import check_inputs
 from omnihuman_core.mmdit.config import MMDiTConfig
 from omnihuman_core.mmdit.init import init_weights
 from omnihuman_core.mmdit.layers import MLP, FinalLayer, Modulation, PatchEmbed3D, TimestepEmbedder
@@ -95,6 +96,7 @@ class MMDiT(nn.Module):
             ValueError: a size or a condition does not fit :attr:`spec`.
         """
         self.spec.check(latents, conditioning)
+        check_inputs(self.config, latents, sigma, conditioning)
         conditioning = conditioning.to(dtype=self.patch_embed.proj.weight.dtype)
         visual, cos, sin, clean = self._embed_visual(latents, conditioning)
         text, cos, sin, mask = self._embed_text(conditioning.text, sigma, visual.shape[1], cos, sin)
@@ -170,11 +172,7 @@ class MMDiT(nn.Module):
         """Condition vectors ``(B, 1 or 2, D)``, the noisy one last, and the runs of visual tokens they stand for."""
         vector: Tensor = self.sigma_embed(sigma)
         still: Tensor = self.sigma_embed(torch.zeros_like(sigma))
-        if self.pooled_embed is not None and text is not None:
-            if text.pooled is None:
-                raise ValueError(
-                    f"text.pooled is missing: this backbone wants a pooled vector of width {self.config.pooled_dim}"
-                )
+        if self.pooled_embed is not None and text is not None and text.pooled is not None:
             pooled = self.pooled_embed(text.pooled)
             vector, still = vector + pooled, still + pooled
         if self.guidance_embed is not None:

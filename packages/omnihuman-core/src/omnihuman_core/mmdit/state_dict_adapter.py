@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from omnihuman_core.mmdit.config import MMDiTConfig
@@ -85,8 +86,9 @@ class HunyuanVideoOriginalAdapter(_HunyuanVideoAdapter):
 class HunyuanVideoLatentConcatAdapter(HunyuanVideoDiffusersAdapter):
     """Layout of diffusers' image to video by channels.
 
-    Its patch embedding reads ``[latents, picture latents (zero after frame 0), mask (1 at frame 0)]``; the channels after
-    the latents become the weight of our channel-stacked pose features, so ``pose_channels`` is ``latent_channels + 1``.
+    Its patch embedding reads ``[latents, picture latents (zero after frame 0), mask (1 at frame 0)]``; the channels
+    after the latents become the weight of our channel-stacked pose features, so ``pose_channels`` is
+    ``latent_channels + 1``.
     """
 
     _public = "x_embedder.proj.weight"
