@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
+from torch import nn
 
 from omnihuman_core.checkpoint import load_safetensors, save_safetensors
 from omnihuman_core.config import to_toml
@@ -86,12 +87,25 @@ def latent_statistics(vae: Any, clips: Path, *, count: int = 32) -> tuple[torch.
 
 def load_vae(config: TrainConfig, out: Path, part: str = "vae") -> Any:
     """The VAE that a part of a run, ``vae`` or ``decoder``, has trained, in ``eval`` mode."""
+    vae = build("video_vae", "causal", config.preset)
+    load_trained(vae, out, part)
+    return vae.eval()
+
+
+def load_trained(module: nn.Module, out: Path, part: str) -> None:
+    """Take over the weights that a part of the run left.
+
+    Raises:
+        ValueError: the part is not finished, or its weights are of another architecture.
+    """
     path = out / part / "final.safetensors"
     if not path.exists():
         raise ValueError(f"{path}: not trained yet; run the part {part!r} first")
-    vae = build("video_vae", "causal", config.preset)
-    vae.load_state_dict(load_safetensors(path))
-    return vae.eval()
+    weights = load_safetensors(path)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: of another architecture: {str(error).splitlines()[-1].strip()}") from error
 
 
 def check_encoded_by(vae: Any, latents: Path) -> None:
@@ -153,11 +167,8 @@ def train_backbone(config: TrainConfig, out: Path) -> None:
 
 def export_model(config: TrainConfig, out: Path) -> None:
     """Put the trained parts together in ``out/model``."""
-    path = out / "backbone" / "final.safetensors"
-    if not path.exists():
-        raise ValueError(f"{path}: not trained yet; run the part 'backbone' first")
     model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0)
-    model.load_state_dict(load_safetensors(path))
+    load_trained(model, out, "backbone")
     export(config, model.eval(), load_vae(config, out, "decoder"), out / "model")
 
 
@@ -180,9 +191,8 @@ def check(config: TrainConfig) -> None:
     for run_config in (config.vae, config.decoder, config.run):
         _check_device(run_config.device)
     plugin("objective", "vae").config_class(reconstruction=config.vae_reconstruction)
-    with torch.device("meta"):
-        spec = build("video_vae", "causal", config.preset).latent_spec
-        multiple = build("backbone", "mmdit", config.preset).spec.spatial_multiple
+    spec = build("video_vae", "causal", config.preset).latent_spec
+    multiple = build("backbone", "mmdit", config.preset).spec.spatial_multiple
     for size in config.clips.sizes:
         if any(side % multiple for side in spec.latent_size(*size)):
             raise ValueError(f"clips.sizes: {size} must be multiples of {multiple * spec.spatial_stride} pixels")
