@@ -18,24 +18,25 @@ def gradients(function: Callable[..., object], inputs: Sequence[Tensor], upstrea
     return [y.detach() for y in outs] + list(grads)
 
 
-def assert_agrees(ours: Callable[..., object], reference: Callable[..., object], inputs: Sequence[Tensor], dtype: torch.dtype,
-                  keep: Sequence[int] = ()) -> None:
-    """Compare ``ours`` at ``dtype`` with ``reference`` in float64, outputs and gradients, by what ``reference`` errs at ``dtype``.
+def assert_agrees(
+    ours: Callable[..., object], reference: Callable[..., object], inputs: Sequence[Tensor], dtype: torch.dtype
+) -> None:
+    """Compare ``ours`` at ``dtype`` with ``reference`` in float64, outputs and gradients.
 
     Args:
         ours: The op.
         reference: Plain code for the same formula, in the precision of its inputs.
-        inputs: float64 tensors (already rounded to ``dtype`` where they will be cast).
+        inputs: Floating tensors; they are rounded to ``dtype`` before either runs.
         dtype: Precision under test.
-        keep: Indices of inputs that stay float32, such as rotary tables.
     """
-    cast = [x if not x.is_floating_point() else x.to(torch.float32 if i in keep else dtype) for i, x in enumerate(inputs)]
+    cast = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
     exact = [x.double() if x.is_floating_point() else x for x in cast]
-    generator = torch.Generator().manual_seed(1)
+    device = inputs[0].device
+    generator = torch.Generator(device).manual_seed(1)
     with torch.no_grad():
         outs = reference(*exact)
     outs = list(outs) if isinstance(outs, tuple) else [outs]
-    upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype) for y in outs]
+    upstream = [torch.randn(y.shape, generator=generator, dtype=torch.float64, device=device).to(dtype) for y in outs]
     truth = gradients(reference, exact, upstream)
     plain = gradients(reference, cast, upstream)
     got = gradients(ours, cast, upstream)

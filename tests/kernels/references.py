@@ -22,7 +22,7 @@ def qk_norm_rope(q, k, q_weight, k_weight, cos, sin, *, eps):
 
 def spread(modulation, segments):
     """One row a segment to one row a token."""
-    return modulation.repeat_interleave(torch.tensor(segments), dim=1)
+    return modulation.repeat_interleave(torch.tensor(segments, device=modulation.device), dim=1)
 
 
 def modulated_norm(x, shift, scale, *, segments, eps):

@@ -1,7 +1,9 @@
 """What needs no interpreter: registration, the device check, and what an import may touch."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ def calls(ops):
             x, x, modulation, modulation, modulation, segments=(4,), eps=1e-6
         ),
         "frame_cross_attention": lambda: ops.frame_cross_attention(heads[None], heads[None], heads[None], weight, eps=1e-6),
-        "rms_norm_silu": lambda: rms_norm_silu(heads[None], torch.ones(4), eps=1e-6),
+        "rms_norm_silu": lambda: rms_norm_silu(heads[None], torch.ones(1), eps=1e-6),
     }
 
 
@@ -43,3 +45,12 @@ def test_graphs_can_be_traced_without_a_device():
 def test_import_starts_no_gpu():
     code = "import omnihuman_kernels.register, torch; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gpu_check_without_a_gpu_says_so_in_one_line():
+    script = Path(__file__).parents[2] / "benchmarks/kernels/gpu_check.py"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 1
+    assert "needs a CUDA device" in done.stdout

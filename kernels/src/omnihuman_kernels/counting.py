@@ -22,7 +22,16 @@ PRODUCTS = frozenset(
         "omnihuman::joint_attention_backward",
     }
 )
-_ALLOCATE = frozenset({"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided"})
+_ALLOCATE = frozenset(
+    {
+        "aten::empty",
+        "aten::empty_like",
+        "aten::new_empty",
+        "aten::empty_strided",
+        "aten::new_empty_strided",
+        "aten::_unsafe_view",
+    }
+)
 
 
 class KernelCounter(TorchDispatchMode):

@@ -1,0 +1,284 @@
+"""Check the kernels on a GPU at real sizes, then measure them, then write ``benchmarks/results/``.
+
+    python benchmarks/kernels/gpu_check.py [--groups attention,modulation,...] [--minutes 8.5] [--results FOLDER]
+
+Runs from a bare checkout with torch, triton, pytest, numpy and einops. Each group of ops runs in a process of its own with a
+time limit, so that a crash or a hang costs its group alone. An op whose comparison fails is reported and not timed.
+Exit status: 0 if every comparison passed, 1 if one failed, 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUPS = ("qk_norm_rope", "modulation", "frame_cross_attention", "attention", "packed_attention", "rms_norm_silu")
+
+# Share of the time that a group may take, by its work.
+WEIGHTS = {"attention": 4.0}
+Row = dict[str, Any]
+
+
+def main() -> int:
+    arguments = parse()
+    if not torch.cuda.is_available():
+        print("gpu-check needs a CUDA device and found none; nothing was checked or measured")
+        return 2
+    sys.path[:0] = [str(ROOT), str(ROOT / "kernels/src"), str(ROOT / "packages/omnihuman-core/src"), str(Path(__file__).parent)]
+    if arguments.group:
+        return run_group(arguments.group, arguments.minutes * 60)
+    deadline = time.monotonic() + arguments.minutes * 60
+    rows: list[Row] = []
+    left = list(arguments.groups)
+    while left:
+        group = left.pop(0)
+        share = WEIGHTS.get(group, 1.0) / (WEIGHTS.get(group, 1.0) + sum(WEIGHTS.get(g, 1.0) for g in left))
+        rows += run_apart(group, max(20.0, (deadline - time.monotonic()) * share))
+    measured = [row for row in rows if row["status"] == "measured"]
+    failed = [row for row in rows if row["status"] == "failed"]
+    write(rows, arguments.results)
+    print(f"{len(failed)} failed, {len(measured)} times measured, results in {arguments.results}")
+    return 1 if failed else 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--groups", type=lambda text: text.split(","), default=list(GROUPS))
+    parser.add_argument("--minutes", type=float, default=8.5, help="limit of the whole run")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--group", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    unknown = set(arguments.groups) - set(GROUPS)
+    if unknown:
+        parser.error(f"--groups knows {', '.join(GROUPS)}; got {', '.join(sorted(unknown))}")
+    return arguments
+
+
+def run_apart(group: str, seconds: float) -> list[Row]:
+    """Run one group in a process; a line of its output that starts with ``{`` is a row."""
+    command = [sys.executable, __file__, "--group", group, "--minutes", str(seconds / 60)]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=seconds + 20)
+        output, problem = done.stdout, "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1]
+    except subprocess.TimeoutExpired as expired:
+        output = expired.stdout or b""
+        output = output.decode() if isinstance(output, bytes) else output
+        problem = f"did not end within {seconds + 20:.0f} s"
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    if problem:
+        rows.append({"op": group, "status": "failed", "problem": problem})
+    for row in rows:
+        print(describe(row), flush=True)
+    return rows
+
+
+def run_group(group: str, seconds: float) -> int:
+    """Compare, then measure, the cases of one group; prints a row of JSON for each result."""
+    from cases import ALTERNATIVES, GROUPS
+    from measure import copy_bandwidth
+
+    deadline = time.monotonic() + seconds
+    torch.manual_seed(0)
+    device = {"device": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability()}
+    device |= {"torch": torch.__version__, "triton": __import__("triton").__version__, "date": datetime.now(UTC).date().isoformat()}
+    copy = copy_bandwidth()
+    known: dict[str, str] = {}
+    for case in GROUPS[group]():
+        base = {"op": case.op, "shape": case.shape, "dtype": "bfloat16", **device}
+        # Cases that differ in their length alone are compared once, at the length that float64 can hold.
+        key = f"{case.op} {case.shape}" if case.small is None else case.shape.split()[-1]
+        if key not in known:
+            known[key] = compare(case, case.small or case.make)
+        if known[key]:
+            emit({**base, "status": "failed", "problem": known[key]})
+            continue
+        emit({**base, "status": "agrees"})
+        for direction in case.directions:
+            if time.monotonic() > deadline:
+                emit({**base, "status": "skipped", "direction": direction, "problem": "out of time"})
+                continue
+            try:
+                emit({**base, "status": "measured", **measure(case, direction, copy)})
+            except Exception as error:
+                emit({**base, "status": "failed", "direction": direction, "problem": first_line(error)})
+        torch.cuda.empty_cache()
+    if group == "attention" and torch.cuda.get_device_capability()[0] == 9:
+        for kind, tiles in ALTERNATIVES.items():
+            for tile in tiles:
+                if time.monotonic() < deadline:
+                    emit({"op": "joint_attention", **device, **try_tile(kind, tile)})
+    return 0
+
+
+def compare(case: Any, make: Any, dtype: torch.dtype = torch.bfloat16) -> str:
+    """An empty string if outputs and gradients agree with float64, else what does not."""
+    from tests.kernels.agreement import assert_agrees
+
+    inputs = make()
+    fixed = inputs[case.differentiable :]
+    keep = [x.float() for x in fixed]
+
+    def ours(*args: Any) -> object:
+        return case.ours(*args, *keep)
+
+    def reference(*args: Any) -> object:
+        return case.reference(*args, *(x.to(args[0].dtype) for x in keep))
+
+    try:
+        assert_agrees(ours, reference, inputs[: case.differentiable], dtype)
+    except Exception as error:
+        traceback.print_exc()
+        return first_line(error)
+    return ""
+
+
+def measure(case: Any, direction: str, copy: float) -> Row:
+    """Times of the op and its peers, its floor and the share of it that was reached."""
+    from measure import interleaved
+    from omnihuman_kernels.performance import Device, H100_SXM
+
+    inputs = [x.float() if i in case.keep else x.bfloat16() for i, x in enumerate(case.make())]
+    candidates = {"ours": case.ours, **case.peers}
+    if case.eager:
+        candidates |= {"eager": case.reference, "compile": torch.compile(case.reference)}
+    ready, refused = {}, {}
+    for name, function in candidates.items():
+        try:
+            ready[name] = prepare(function, inputs, case.differentiable, direction)
+            ready[name]()
+        except Exception as error:
+            if name == "ours":
+                raise
+            ready.pop(name, None)
+            refused[name] = first_line(error)
+    seconds = interleaved(ready, seconds=3.0)
+    cost = case.cost[0 if direction == "forward" else 1]
+    device = Device(name="this", matrix_flops=H100_SXM.matrix_flops, copy_bytes=copy)
+    floor = cost.bytes / copy if case.bound == "memory" else cost.floor(device)
+    row: Row = {
+        "direction": direction,
+        "bound": case.bound,
+        "copy_bandwidth": copy,
+        "seconds": seconds.pop("ours"),
+        "peers": seconds,
+        "refused": refused,
+        "floor": floor,
+        "bytes": cost.bytes,
+        "flops": cost.flops,
+    }
+    row["targets"] = [
+        {"against": peer, "must": must, "aim": aim, "ratio": floor / row["seconds"] if peer == "copy" else seconds[peer] / row["seconds"]}
+        for (of, peer), (must, aim) in case.targets.items()
+        if of == direction and (peer == "copy" or peer in seconds)
+    ]
+    return row
+
+
+def prepare(function: Any, inputs: list[torch.Tensor], differentiable: int, direction: str) -> Any:
+    """A call without arguments: the forward, or the backward of a graph that was built once."""
+    if direction == "forward":
+
+        def forward() -> object:
+            with torch.no_grad():
+                return function(*inputs)
+
+        return forward
+    leaves = [x.detach().requires_grad_(i < differentiable) for i, x in enumerate(inputs)]
+    out = function(*leaves)
+    outs = list(out) if isinstance(out, tuple) else [out]
+    upstream = [torch.randn_like(y) for y in outs]
+    return lambda: torch.autograd.grad(outs, leaves[:differentiable], upstream, retain_graph=True)
+
+
+def try_tile(kind: str, tile: Any) -> Row:
+    """Time an alternative tile next to the one in the table, after checking that it gives the same results."""
+    from dataclasses import asdict
+
+    from cases import noise
+    from measure import interleaved
+    from omnihuman_kernels import _launch
+    from omnihuman_kernels.joint_attention import joint_attention
+
+    table = _launch.ATTENTION_TILES[kind]["hopper"]
+    usual = table[128]
+    direction = "forward" if kind == "forward" else "backward"
+    row: Row = {"shape": "L=16384 N=24 K=128", "dtype": "bfloat16", "direction": direction, "kind": kind, "tile": asdict(tile)}
+    inputs = [x.bfloat16() for x in noise(3, 1, 16384, 24, 128)]
+
+    def with_tile(chosen: Any, call: Any) -> Any:
+        def run() -> Any:
+            table[128] = chosen
+            try:
+                return call()
+            finally:
+                table[128] = usual
+
+        return run
+
+    try:
+        call = prepare(joint_attention, inputs, 3, direction)
+        ours, other = with_tile(usual, call), with_tile(tile, call)
+        pairs = zip(*(x if isinstance(x, tuple) else (x,) for x in (ours(), other())), strict=True)
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+        seconds = interleaved({"table": ours, "tile": other}, seconds=2.0)
+    except Exception as error:
+        return {**row, "status": "alternative failed", "problem": first_line(error)}
+    return {**row, "status": "alternative", "seconds": seconds["tile"], "table_seconds": seconds["table"]}
+
+
+def emit(row: Row) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+def describe(row: Row) -> str:
+    """A line for people."""
+    what = " ".join(str(row[key]) for key in ("op", "shape", "direction") if key in row)
+    if row["status"] == "measured":
+        rate = f"{row['flops'] / row['seconds'] / 1e12:.0f} Tflop/s" if row["bound"] == "matrix" else f"{row['bytes'] / row['seconds'] / 1e12:.2f} TB/s"
+        ratios = ", ".join(
+            f"{t['ratio']:.2f}x {t['against']} (must {t['must']}, aim {t['aim']}{'' if t['ratio'] >= t['must'] else ', MISSED'})"
+            for t in row["targets"]
+        )
+        return f"{what}: {row['seconds'] * 1e3:.3f} ms, floor {row['floor'] * 1e3:.3f} ms, {rate}{', ' + ratios if ratios else ''}"
+    if row["status"] == "alternative":
+        return f"{what} {row['kind']} tile {row['tile']}: {row['seconds'] * 1e3:.3f} ms, table's {row['table_seconds'] * 1e3:.3f} ms"
+    return f"{what}: {row['status']}" + (f": {row['problem']}" if "problem" in row else "")
+
+
+def write(rows: list[Row], folder: Path) -> None:
+    """Rows as JSON lines, and a table of the measured ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hardware = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    stem = folder / f"kernels_{hardware}_{datetime.now(UTC):%Y%m}"
+    stem.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [f"# Kernels on {torch.cuda.get_device_name()}", "", "| op | shape | direction | ms | floor ms | share | times as fast as |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["status"] != "measured":
+            continue
+        peers = ", ".join(f"{name} {seconds / row['seconds']:.2f}x" for name, seconds in row["peers"].items())
+        lines.append(
+            f"| {row['op']} | {row['shape']} | {row['direction']} | {row['seconds'] * 1e3:.3f} | {row['floor'] * 1e3:.3f} "
+            f"| {row['floor'] / row['seconds']:.0%} | {peers} |"
+        )
+    problems = [f"- {describe(row)}" for row in rows if row["status"] in ("failed", "skipped", "alternative failed")]
+    stem.with_suffix(".md").write_text("\n".join([*lines, "", *problems]).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

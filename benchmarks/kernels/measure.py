@@ -1,0 +1,52 @@
+"""Times on a GPU: interleaved rounds, medians, a cold cache."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+GIB = 1 << 30
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read plus written, of a copy of 1 GiB: what memory-bound kernels are measured against."""
+    source = torch.empty(GIB, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    seconds = interleaved({"copy": lambda: target.copy_(source)}, seconds=0.5)["copy"]
+    return 2 * GIB / seconds
+
+
+def interleaved(functions: dict[str, Callable[[], object]], *, seconds: float) -> dict[str, float]:
+    """Median seconds of each function.
+
+    The functions take turns, so that a change of clock speed meets all of them. Before each, a write of 256 MiB empties
+    the second-level cache.
+
+    Args:
+        functions: Name to function; each is called twice before it is timed.
+        seconds: Time to spend on all of them together, roughly; at least three rounds are run.
+    """
+    dirt = torch.empty(GIB // 4, dtype=torch.uint8, device="cuda")
+    for function in functions.values():
+        for _ in range(2):
+            function()
+    torch.cuda.synchronize()
+    first = {name: _once(function, dirt) for name, function in functions.items()}
+    rounds = max(3, min(50, int(seconds / max(sum(first.values()), 1e-6))))
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            taken[name].append(_once(function, dirt))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def _once(function: Callable[[], object], dirt: torch.Tensor) -> float:
+    dirt.zero_()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    function()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
