@@ -11,8 +11,8 @@ def tiny() -> TrainConfig:
     """Three stages as in the paper (section 3.3); the last one has the paper's ratios."""
     stages = (
         Stage(name="text", steps=200, ratios=Ratios(text=0.9, audio=0.0, pose=0.0)),
-        Stage(name="text+audio", steps=1900, ratios=Ratios(text=0.9, audio=0.8, pose=0.0)),
-        Stage(name="text+audio+pose", steps=1500, ratios=Ratios(text=0.9, audio=0.5, pose=0.25)),
+        Stage(name="text+audio", steps=800, ratios=Ratios(text=0.9, audio=0.8, pose=0.0)),
+        Stage(name="text+audio+pose", steps=1400, ratios=Ratios(text=0.9, audio=0.5, pose=0.25)),
     )
     return TrainConfig(
         name="tiny",
@@ -44,7 +44,7 @@ def tiny() -> TrainConfig:
         flow=FlowConfig(mouth_weight=4.0, hand_weight=2.0, mouth_probe_weight=1.0),
         segment=SegmentConfig(latent_frames=9),
         run=RunConfig(
-            steps=3600,
+            steps=2400,
             batch_size=24,
             ema_decay=0.998,
             optimizer=OptimizerConfig(name="muon", lr=1e-3, muon_lr=2e-3, warmup_steps=100, decay_fraction=0.3),
