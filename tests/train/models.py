@@ -107,7 +107,7 @@ def sample(index: int, *, has_audio: bool, has_pose: bool) -> dict[str, Tensor |
     return {
         "latents": (reference + drift).bfloat16(),
         "reference": reference.bfloat16(),
-        "audio": torch.full((FRAMES, 1, 2), float(index)).half() / 8,
+        "audio": (index + torch.arange(FRAMES) / 16).view(-1, 1, 1).expand(-1, 1, 2).half() / 8,
         "mouth_region": torch.rand(LATENT_FRAMES, SIDE, SIDE, generator=generator) < 0.3,
         "hand_region": torch.rand(LATENT_FRAMES, SIDE, SIDE, generator=generator) < 0.2,
         "keypoints": keypoints.half(),

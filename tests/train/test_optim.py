@@ -97,7 +97,7 @@ def test_average_is_the_closed_form() -> None:
         ema.update(model, step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-    assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-5)
+        assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-5)
     # Far from the start an average that follows a ramp lags decay / (1 - decay) steps behind it.
     assert expected == pytest.approx(199 - 0.9 / 0.1, rel=1e-5)
 
