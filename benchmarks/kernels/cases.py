@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from omnihuman_kernels import _launch, performance
 from omnihuman_kernels.frame_cross_attention import frame_cross_attention
 from omnihuman_kernels.gated_residual import gated_residual
@@ -15,9 +18,6 @@ from omnihuman_kernels.joint_attention import joint_attention, joint_attention_v
 from omnihuman_kernels.modulated_norm import modulated_norm, residual_modulated_norm
 from omnihuman_kernels.qk_norm_rope import qk_norm_rope
 from omnihuman_kernels.rms_norm_silu import rms_norm_silu
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
 from tests.kernels import references
 
 # 832 x 480 pixels, 5 s at 25 fps with a reference picture: 33 latent frames of 1560 tokens and 256 words.
@@ -79,31 +79,56 @@ def qk_norm_rope_cases() -> Iterator[Case]:
 
     size = (1, LENGTH, HEADS, HEAD_DIM)
     yield Case(
-        op="qk_norm_rope", shape=f"L={LENGTH} N={HEADS} K={HEAD_DIM}", make=make, differentiable=4, keep=(4, 5), bound="memory",
-        ours=functools.partial(qk_norm_rope, eps=EPS), reference=functools.partial(references.qk_norm_rope, eps=EPS),
+        op="qk_norm_rope",
+        shape=f"L={LENGTH} N={HEADS} K={HEAD_DIM}",
+        make=make,
+        differentiable=4,
+        keep=(4, 5),
+        bound="memory",
+        ours=functools.partial(qk_norm_rope, eps=EPS),
+        reference=functools.partial(references.qk_norm_rope, eps=EPS),
         cost=(performance.qk_norm_rope(*size), performance.qk_norm_rope(*size, backward=True)),
         targets={**COPY, ("forward", "eager"): (6, 10), ("forward", "compile"): (1.05, 1.5)},
-    )  # fmt: skip
+    )
 
 
 def modulation_cases() -> Iterator[Case]:
     options = {"segments": SEGMENTS, "eps": EPS}
     ops = [
         ("modulated_norm", modulated_norm, references.modulated_norm, "xgg", options, performance.modulated_norm),
-        ("gated_residual", gated_residual, references.gated_residual, "xxg", {"segments": SEGMENTS}, performance.gated_residual),
-        ("residual_modulated_norm", residual_modulated_norm, references.residual_modulated_norm, "xxggg", options,
-         performance.residual_modulated_norm),
-    ]  # fmt: skip
+        (
+            "gated_residual",
+            gated_residual,
+            references.gated_residual,
+            "xxg",
+            {"segments": SEGMENTS},
+            performance.gated_residual,
+        ),
+        (
+            "residual_modulated_norm",
+            residual_modulated_norm,
+            references.residual_modulated_norm,
+            "xxggg",
+            options,
+            performance.residual_modulated_norm,
+        ),
+    ]
 
     def make(kinds: str) -> list[Tensor]:
         return [noise(1, LENGTH if kind == "x" else len(SEGMENTS), WIDTH) for kind in kinds]
 
     for name, ours, reference, kinds, given, cost in ops:
         yield Case(
-            op=name, shape=f"L={LENGTH} D={WIDTH} segments={SEGMENTS}", make=functools.partial(make, kinds), bound="memory",
-            differentiable=len(kinds), ours=functools.partial(ours, **given), reference=functools.partial(reference, **given),
-            cost=(cost(1, LENGTH, WIDTH), cost(1, LENGTH, WIDTH, backward=True)), targets=COPY,
-        )  # fmt: skip
+            op=name,
+            shape=f"L={LENGTH} D={WIDTH} segments={SEGMENTS}",
+            make=functools.partial(make, kinds),
+            bound="memory",
+            differentiable=len(kinds),
+            ours=functools.partial(ours, **given),
+            reference=functools.partial(reference, **given),
+            cost=(cost(1, LENGTH, WIDTH), cost(1, LENGTH, WIDTH, backward=True)),
+            targets=COPY,
+        )
 
 
 def frame_cross_attention_cases() -> Iterator[Case]:
@@ -115,12 +140,16 @@ def frame_cross_attention_cases() -> Iterator[Case]:
         return [noise(1, frames, queries, HEADS, HEAD_DIM), k, v, 1 + 0.1 * noise(HEAD_DIM)]
 
     yield Case(
-        op="frame_cross_attention", shape=f"t={frames} P={queries} A={keys} N={HEADS} K={HEAD_DIM}", make=make, bound="memory",
-        differentiable=4, ours=functools.partial(frame_cross_attention, eps=EPS),
+        op="frame_cross_attention",
+        shape=f"t={frames} P={queries} A={keys} N={HEADS} K={HEAD_DIM}",
+        make=make,
+        bound="memory",
+        differentiable=4,
+        ours=functools.partial(frame_cross_attention, eps=EPS),
         reference=functools.partial(references.frame_cross_attention, eps=EPS),
         cost=(performance.frame_cross_attention(*size), performance.frame_cross_attention(*size, backward=True)),
         targets={("forward", "copy"): (0.60, 0.85)},
-    )  # fmt: skip
+    )
 
 
 def rms_norm_silu_cases() -> Iterator[Case]:
@@ -131,11 +160,16 @@ def rms_norm_silu_cases() -> Iterator[Case]:
             return [noise(1, 256, 4, 240, 416).contiguous(memory_format=form), 1 + 0.1 * noise(256)]
 
         yield Case(
-            op="rms_norm_silu", shape=f"C=256 T=4 H=240 W=416 {str(form).removeprefix('torch.')}", make=make, bound="memory",
-            differentiable=2, ours=functools.partial(rms_norm_silu, eps=EPS),
+            op="rms_norm_silu",
+            shape=f"C=256 T=4 H=240 W=416 {str(form).removeprefix('torch.')}",
+            make=make,
+            bound="memory",
+            differentiable=2,
+            ours=functools.partial(rms_norm_silu, eps=EPS),
             reference=functools.partial(references.rms_norm_silu, eps=EPS),
-            cost=(performance.rms_norm_silu(*size), performance.rms_norm_silu(*size, backward=True)), targets=COPY,
-        )  # fmt: skip
+            cost=(performance.rms_norm_silu(*size), performance.rms_norm_silu(*size, backward=True)),
+            targets=COPY,
+        )
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, backend: SDPBackend | None = None) -> Tensor:
@@ -157,14 +191,25 @@ def attention_cases() -> Iterator[Case]:
     def make(length: int, heads: int, head_dim: int) -> list[Tensor]:
         return list(noise(3, 1, length, heads, head_dim))
 
-    def case(length: int, head_dim: int, directions: tuple[str, ...], targets: dict[tuple[str, str], tuple[float, float]]) -> Case:
+    def case(
+        length: int, head_dim: int, directions: tuple[str, ...], targets: dict[tuple[str, str], tuple[float, float]]
+    ) -> Case:
         size = (1, length, length, HEADS, head_dim)
         return Case(
-            op="joint_attention", shape=f"L={length} N={HEADS} K={head_dim}", bound="matrix", differentiable=3, eager=False,
-            make=functools.partial(make, length, HEADS, head_dim), small=functools.partial(make, 2085, 3, head_dim),
-            ours=joint_attention, reference=references.attention, peers=PEERS, directions=directions, targets=targets,
+            op="joint_attention",
+            shape=f"L={length} N={HEADS} K={head_dim}",
+            bound="matrix",
+            differentiable=3,
+            eager=False,
+            make=functools.partial(make, length, HEADS, head_dim),
+            small=functools.partial(make, 2085, 3, head_dim),
+            ours=joint_attention,
+            reference=references.attention,
+            peers=PEERS,
+            directions=directions,
+            targets=targets,
             cost=(performance.attention(*size), performance.attention(*size, backward=True)),
-        )  # fmt: skip
+        )
 
     forward = {("forward", "sdpa flash"): (1.20, 1.60), ("forward", "sdpa default"): (0.78, 0.97)}
     backward = {("backward", "sdpa cudnn"): (0.55, 0.95)}
@@ -188,17 +233,27 @@ def packed_attention_cases() -> Iterator[Case]:
         parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
         return torch.cat([attend(*(x[None] for x in part))[0] for part in parts])
 
-    cost = [sum(performance.attention(1, n, n, HEADS, HEAD_DIM, backward=b).flops for n in lengths) for b in (False, True)]
+    cost = [
+        sum(performance.attention(1, n, n, HEADS, HEAD_DIM, backward=b).flops for n in lengths) for b in (False, True)
+    ]
     moved = 8192 * HEADS * HEAD_DIM * 2
     yield Case(
-        op="joint_attention_varlen", shape=f"lengths={lengths} N={HEADS} K={HEAD_DIM}", bound="matrix", differentiable=3,
-        make=lambda: list(noise(3, 8192, HEADS, HEAD_DIM)), small=lambda: list(noise(3, 8192, 2, HEAD_DIM)), ours=ours,
-        reference=one_by_one, eager=False, peers={"sdpa one by one": functools.partial(one_by_one, attend=sdpa)},
+        op="joint_attention_varlen",
+        shape=f"lengths={lengths} N={HEADS} K={HEAD_DIM}",
+        bound="matrix",
+        differentiable=3,
+        make=lambda: list(noise(3, 8192, HEADS, HEAD_DIM)),
+        small=lambda: list(noise(3, 8192, 2, HEAD_DIM)),
+        ours=ours,
+        reference=one_by_one,
+        eager=False,
+        peers={"sdpa one by one": functools.partial(one_by_one, attend=sdpa)},
         cost=(performance.Cost(flops=cost[0], bytes=4 * moved), performance.Cost(flops=cost[1], bytes=8 * moved)),
-    )  # fmt: skip
+    )
 
 
-# Other tiles that compile without spills, by kind: measured next to the one in the table, so that the table can be corrected.
+# Other tiles that compile without spills, by kind: measured next to the one in the table, so that the table can be
+# corrected.
 ALTERNATIVES = {
     "forward": [
         _launch.Tile(block_m=128, block_n=128, num_warps=8, num_stages=2, tma=True),

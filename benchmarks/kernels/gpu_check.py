@@ -2,9 +2,9 @@
 
     python benchmarks/kernels/gpu_check.py [--groups attention,modulation,...] [--minutes 8.5] [--results FOLDER]
 
-Runs from a bare checkout with torch, triton, pytest, numpy and einops. Each group of ops runs in a process of its own with a
-time limit, so that a crash or a hang costs its group alone. An op whose comparison fails is reported and not timed.
-Exit status: 0 if every comparison passed, 1 if one failed, 2 without a GPU.
+Runs from a bare checkout with torch, triton, pytest, numpy and einops. Each group of ops runs in a process of its own
+with a time limit, so that a crash or a hang costs its group alone. An op whose comparison fails is reported and not
+timed. Exit status: 0 if every comparison passed, 1 if one failed, 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu-check needs a CUDA device and found none; nothing was checked or measured")
         return 2
-    sys.path[:0] = [str(ROOT), str(ROOT / "kernels/src"), str(ROOT / "packages/omnihuman-core/src"), str(Path(__file__).parent)]
+    sys.path[:0] = [
+        str(ROOT),
+        str(ROOT / "kernels/src"),
+        str(ROOT / "packages/omnihuman-core/src"),
+        str(Path(__file__).parent),
+    ]
     if arguments.group:
         return run_group(arguments.group, arguments.minutes * 60)
     deadline = time.monotonic() + arguments.minutes * 60
@@ -69,8 +74,11 @@ def run_apart(group: str, seconds: float) -> list[Row]:
     """Run one group in a process; a line of its output that starts with ``{`` is a row."""
     command = [sys.executable, __file__, "--group", group, "--minutes", str(seconds / 60)]
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=seconds + 20)
-        output, problem = done.stdout, "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 20)
+        output, problem = (
+            done.stdout,
+            "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1],
+        )
     except subprocess.TimeoutExpired as expired:
         output = expired.stdout or b""
         output = output.decode() if isinstance(output, bytes) else output
@@ -91,7 +99,11 @@ def run_group(group: str, seconds: float) -> int:
     deadline = time.monotonic() + seconds
     torch.manual_seed(0)
     device = {"device": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability()}
-    device |= {"torch": torch.__version__, "triton": __import__("triton").__version__, "date": datetime.now(UTC).date().isoformat()}
+    device |= {
+        "torch": torch.__version__,
+        "triton": __import__("triton").__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
     copy = copy_bandwidth()
     known: dict[str, str] = {}
     for case in GROUPS[group]():
@@ -146,7 +158,8 @@ def compare(case: Any, make: Any, dtype: torch.dtype = torch.bfloat16) -> str:
 def measure(case: Any, direction: str, copy: float) -> Row:
     """Times of the op and its peers, its floor and the share of it that was reached."""
     from measure import interleaved
-    from omnihuman_kernels.performance import Device, H100_SXM
+
+    from omnihuman_kernels.performance import H100_SXM, Device
 
     inputs = [x.float() if i in case.keep else x.bfloat16() for i, x in enumerate(case.make())]
     candidates = {"ours": case.ours, **case.peers}
@@ -178,7 +191,12 @@ def measure(case: Any, direction: str, copy: float) -> Row:
         "flops": cost.flops,
     }
     row["targets"] = [
-        {"against": peer, "must": must, "aim": aim, "ratio": floor / row["seconds"] if peer == "copy" else seconds[peer] / row["seconds"]}
+        {
+            "against": peer,
+            "must": must,
+            "aim": aim,
+            "ratio": floor / row["seconds"] if peer == "copy" else seconds[peer] / row["seconds"],
+        }
         for (of, peer), (must, aim) in case.targets.items()
         if of == direction and (peer == "copy" or peer in seconds)
     ]
@@ -207,13 +225,20 @@ def try_tile(kind: str, tile: Any) -> Row:
 
     from cases import noise
     from measure import interleaved
+
     from omnihuman_kernels import _launch
     from omnihuman_kernels.joint_attention import joint_attention
 
     table = _launch.ATTENTION_TILES[kind]["hopper"]
     usual = table[128]
     direction = "forward" if kind == "forward" else "backward"
-    row: Row = {"shape": "L=16384 N=24 K=128", "dtype": "bfloat16", "direction": direction, "kind": kind, "tile": asdict(tile)}
+    row: Row = {
+        "shape": "L=16384 N=24 K=128",
+        "dtype": "bfloat16",
+        "direction": direction,
+        "kind": kind,
+        "tile": asdict(tile),
+    }
     inputs = [x.bfloat16() for x in noise(3, 1, 16384, 24, 128)]
 
     def with_tile(chosen: Any, call: Any) -> Any:
@@ -250,15 +275,19 @@ def describe(row: Row) -> str:
     """A line for people."""
     what = " ".join(str(row[key]) for key in ("op", "shape", "direction") if key in row)
     if row["status"] == "measured":
-        rate = f"{row['flops'] / row['seconds'] / 1e12:.0f} Tflop/s" if row["bound"] == "matrix" else f"{row['bytes'] / row['seconds'] / 1e12:.2f} TB/s"
-        ratios = ", ".join(
-            f"{t['ratio']:.2f}x {t['against']} (must {t['must']}, aim {t['aim']}{'' if t['ratio'] >= t['must'] else ', MISSED'})"
-            for t in row["targets"]
-        )
-        return f"{what}: {row['seconds'] * 1e3:.3f} ms, floor {row['floor'] * 1e3:.3f} ms, {rate}{', ' + ratios if ratios else ''}"
+        time_taken = f"{row['seconds'] * 1e3:.3f} ms, floor {row['floor'] * 1e3:.3f} ms"
+        work, unit = (row["flops"] / 1e12, "Tflop/s") if row["bound"] == "matrix" else (row["bytes"] / 1e9, "GB/s")
+        targets = [describe_target(target) for target in row["targets"]]
+        return ", ".join([f"{what}: {time_taken}, {work / row['seconds']:.0f} {unit}", *targets])
     if row["status"] == "alternative":
-        return f"{what} {row['kind']} tile {row['tile']}: {row['seconds'] * 1e3:.3f} ms, table's {row['table_seconds'] * 1e3:.3f} ms"
+        times = f"{row['seconds'] * 1e3:.3f} ms, table's {row['table_seconds'] * 1e3:.3f} ms"
+        return f"{what} {row['kind']} tile {row['tile']}: {times}"
     return f"{what}: {row['status']}" + (f": {row['problem']}" if "problem" in row else "")
+
+
+def describe_target(target: Row) -> str:
+    missed = "" if target["ratio"] >= target["must"] else ", MISSED"
+    return f"{target['ratio']:.2f}x {target['against']} (must {target['must']}, aim {target['aim']}{missed})"
 
 
 def write(rows: list[Row], folder: Path) -> None:
@@ -267,15 +296,18 @@ def write(rows: list[Row], folder: Path) -> None:
     hardware = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     stem = folder / f"kernels_{hardware}_{datetime.now(UTC):%Y%m}"
     stem.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = [f"# Kernels on {torch.cuda.get_device_name()}", "", "| op | shape | direction | ms | floor ms | share | times as fast as |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        f"# Kernels on {torch.cuda.get_device_name()}",
+        "",
+        "| op | shape | direction | ms | floor ms | share | times as fast as |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         if row["status"] != "measured":
             continue
         peers = ", ".join(f"{name} {seconds / row['seconds']:.2f}x" for name, seconds in row["peers"].items())
-        lines.append(
-            f"| {row['op']} | {row['shape']} | {row['direction']} | {row['seconds'] * 1e3:.3f} | {row['floor'] * 1e3:.3f} "
-            f"| {row['floor'] / row['seconds']:.0%} | {peers} |"
-        )
+        cells = [row["op"], row["shape"], row["direction"], f"{row['seconds'] * 1e3:.3f}", f"{row['floor'] * 1e3:.3f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['floor'] / row['seconds']:.0%}", peers]) + " |")
     problems = [f"- {describe(row)}" for row in rows if row["status"] in ("failed", "skipped", "alternative failed")]
     stem.with_suffix(".md").write_text("\n".join([*lines, "", *problems]).rstrip() + "\n")
 

@@ -42,7 +42,8 @@ def draw(rows: list[dict[str, Any]]) -> str:
     corners = [(X_RANGE[0], X_RANGE[0] * copy), (knee, MATRIX_FLOPS), (X_RANGE[1], MATRIX_FLOPS)]
     roof = " ".join(f"{x_of(x):.1f},{y_of(max(y, Y_RANGE[0])):.1f}" for x, y in corners)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
         f'<polyline points="{roof}" fill="none" stroke="black" stroke-width="2"/>',
         f'<text x="{WIDTH // 2}" y="{HEIGHT - 20}" text-anchor="middle">flops per byte</text>',

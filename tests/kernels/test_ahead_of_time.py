@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from omnihuman_kernels import (
     _segments,
     frame_cross_attention,
@@ -11,7 +12,6 @@ from omnihuman_kernels import (
     qk_norm_rope,
     rms_norm_silu,
 )
-
 from tests.kernels.compiling import SHARED_LIMIT, compile_for, meta, record
 
 # 832 x 480 pixels, 5 s: 33 latent frames of 1560 tokens and 256 words. Two segments, then the words.

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
 from omnihuman_core.mmdit.blocks import BlockInputs, DoubleStreamBlock, SingleStreamBlock
 from omnihuman_core.mmdit.presets import hunyuan_video
 from omnihuman_kernels import performance
 from omnihuman_kernels.counting import KernelCounter
 from omnihuman_kernels.joint_attention import joint_attention
 from omnihuman_kernels.register import triton_ops
-from torch.utils.flop_counter import FlopCounterMode
-
 from tests.kernels.compiling import meta
 
 DOUBLE_LIMIT, SINGLE_LIMIT = 14, 10
@@ -70,7 +70,9 @@ def blocks(tokens=512, words=64, *, batch=1, audio=None):
 
 def test_model_flops_are_torchs():
     config = hunyuan_video()
-    for call, shape in zip(blocks(), ({"double_blocks": 1, "single_blocks": 0}, {"double_blocks": 0, "single_blocks": 1}), strict=True):
+    for call, shape in zip(
+        blocks(), ({"double_blocks": 1, "single_blocks": 0}, {"double_blocks": 0, "single_blocks": 1}), strict=True
+    ):
         expected = performance.forward_flops(
             performance.ModelShape(width=config.hidden_size, video_tokens=512, other_tokens=64, **shape)
         )
@@ -79,16 +81,25 @@ def test_model_flops_are_torchs():
 
 @pytest.mark.parametrize(
     ("tokens", "linear", "attention", "audio", "seconds"),
-    [(8704, 0.12, 0.06, 0.02, 0.24), (34048, 0.46, 0.85, 0.08, 1.74), (51736, 0.70, 1.97, 0.12, 3.49), (119056, 1.62, 10.45, 0.27, 15.4)],
+    [
+        (8704, 0.12, 0.06, 0.02, 0.24),
+        (34048, 0.46, 0.85, 0.08, 1.74),
+        (51736, 0.70, 1.97, 0.12, 3.49),
+        (119056, 1.62, 10.45, 0.27, 15.4),
+    ],
 )
 def test_a_13b_model_at_known_sizes(tokens, linear, attention, audio, seconds):
     """20 double and 40 single blocks of width 3072: petaflops and seconds at 800 Tflop/s, worked out by hand."""
     frames = 32
     reference = (tokens - 256) // (frames + 1)
     shape = performance.ModelShape(
-        double_blocks=20, single_blocks=40, width=3072, video_tokens=tokens - 256 - reference, other_tokens=256 + reference,
+        double_blocks=20,
+        single_blocks=40,
+        width=3072,
+        video_tokens=tokens - 256 - reference,
+        other_tokens=256 + reference,
         audio_tokens=32,
-    )  # fmt: skip
+    )
     flops = performance.forward_flops(shape)
     assert flops.linear / 1e15 == pytest.approx(linear, abs=0.0051)
     assert flops.attention / 1e15 == pytest.approx(attention, abs=0.0051)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from omnihuman_core.plugins import resolve_ops
 from omnihuman_kernels import joint_attention
 from omnihuman_kernels.rms_norm_silu import rms_norm_silu
@@ -23,7 +24,9 @@ def calls(ops):
         "residual_modulated_norm": lambda: ops.residual_modulated_norm(
             x, x, modulation, modulation, modulation, segments=(4,), eps=1e-6
         ),
-        "frame_cross_attention": lambda: ops.frame_cross_attention(heads[None], heads[None], heads[None], weight, eps=1e-6),
+        "frame_cross_attention": lambda: ops.frame_cross_attention(
+            heads[None], heads[None], heads[None], weight, eps=1e-6
+        ),
         "rms_norm_silu": lambda: rms_norm_silu(heads[None], torch.ones(1), eps=1e-6),
     }
 

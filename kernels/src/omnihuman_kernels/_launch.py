@@ -1,8 +1,8 @@
 """How kernels are launched: tile shapes as data, the device check, scratch memory for descriptors, the interpreter.
 
-Nothing is tuned at run time. A tile shape is looked up by (op, architecture, head dim), so that what runs on a GPU is what
-the ahead-of-time tests compiled: no spills, shared memory and registers within budget. To try another shape, change the
-table and run the tests and ``benchmarks/kernels/gpu_check.py``.
+Nothing is tuned at run time. A tile shape is looked up by (op, architecture, head dim), so that what runs on a GPU is
+what the ahead-of-time tests compiled: no spills, shared memory and registers within budget. To try another shape,
+change the table and run the tests and ``benchmarks/kernels/gpu_check.py``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def architecture(x: Tensor) -> Architecture:
 
 
 def describable(*tensors: Tensor) -> bool:
-    """Whether tensor-memory descriptors can address rows of ``tensors``: 16-byte aligned base and strides, unit last stride."""
+    """Whether descriptors can address rows of ``tensors``: base and strides 16-byte aligned, last stride one."""
     return all(
         x.stride(-1) == 1
         and x.data_ptr() % 16 == 0
@@ -96,7 +96,9 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def launch(kernel: Any, grid: tuple[int, ...], tensor: Tensor, *args: Any, descriptors: bool = False, **options: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], tensor: Tensor, *args: Any, descriptors: bool = False, **options: Any
+) -> None:
     """Run ``kernel`` on the device of ``tensor``.
 
     Args:
@@ -144,7 +146,6 @@ def attention_tile(kind: str, head_dim: int, x: Tensor, *, describe: bool) -> Ti
 FLOAT32_TILE = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1)
 
 
-
 def _same(tile: Tile, head_dims: tuple[int, ...] = (32, 64)) -> dict[int, Tile]:
     return dict.fromkeys(head_dims, tile)
 
@@ -160,10 +161,14 @@ def _plain(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Tile:
     return Tile(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
 
 
-# kind -> architecture -> head dim. A mask is loaded inside the loop, which the compiler cannot give to a producer group.
+# kind -> architecture -> head dim. A mask is loaded inside the loop, which the compiler cannot give to a producer
+# group.
 ATTENTION_TILES: dict[str, dict[str, dict[int, Tile]]] = {
     "forward": {
-        "hopper": {128: _tma(128, 128, 4, 2, warp_specialize=True), **_same(_tma(128, 128, 4, 3, warp_specialize=True))},
+        "hopper": {
+            128: _tma(128, 128, 4, 2, warp_specialize=True),
+            **_same(_tma(128, 128, 4, 3, warp_specialize=True)),
+        },
         "blackwell": {128: _tma(128, 128, 8, 2), **_same(_tma(128, 128, 8, 3))},
         "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
     },

@@ -1,17 +1,17 @@
-"""Rows grouped by segment: the pieces of work of the per-segment ops, and the sum of what each piece adds to a modulation.
+"""Rows grouped by segment: the work of one program, and the sum of what each adds to a modulation.
 
-A *chunk* is a run of rows of one segment of one batch item, so one program reads each modulation row once and can add up
-a modulation's gradient in registers. Gradients are written a row a chunk and summed by a second kernel in a fixed order:
-the same bits on every run, which atomics would not give.
+A *chunk* is a run of rows of one segment of one batch item, so one program reads each modulation row once and can add
+up a modulation's gradient in registers. Gradients are written a row a chunk and summed by a second kernel in a fixed
+order: the same bits on every run, which atomics would not give.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-any-generics
+# Triton functions take blocks and pointers, for which Python has no types, and custom ops return Any.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, type-arg, no-untyped-call"
 
 from __future__ import annotations
 
 from itertools import accumulate
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -4,17 +4,21 @@ r"""Cross-attention of the tokens of a latent frame to the audio tokens of that 
     o_i = \sum_a \mathrm{softmax}_a\!\left(\frac{\hat q_i \cdot k_a}{\sqrt K}\right) v_a, \qquad
     \hat q_i = w \odot q_i / \sqrt{\mathrm{mean}(q_i^2) + \epsilon}
 
-A frame has few audio tokens, so its k and v are one tile: a program loads them once and streams q past them, and backward
-computes the weights again instead of reading statistics. k and v do not depend on the noise level: compute them once a clip.
+A frame has few audio tokens, so its k and v are one tile: a program loads them once and streams q past them, and
+backward computes the weights again instead of reading statistics. k and v do not depend on the noise level: compute
+them once a clip.
 
-Traffic for a video token of width ``h`` in 2-byte numbers: forward ``4 h`` bytes (read q, write o), backward ``6 h`` (read do
-and q, write dq). ``4 A h`` flops forward, ``10 A h`` backward for A audio tokens: bound by memory up to A of a few hundred.
-Eager reference: ``omnihuman_core.ops``.
+Traffic for a video token of width ``h`` in 2-byte numbers: forward ``4 h`` bytes (read q, write o), backward ``6 h``
+(read do and q, write dq). ``4 A h`` flops forward, ``10 A h`` backward for A audio tokens: bound by memory up to A of a
+few hundred. Eager reference: ``omnihuman_core.ops``.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-any-generics
+# Triton functions take blocks and pointers, for which Python has no types, and custom ops return Any.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, type-arg, no-untyped-call"
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -58,6 +62,7 @@ def forward_kernel(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD_DIM: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
+    """One frame, one head, several query tiles."""
     head = tl.program_id(1)
     batch = (tl.program_id(2) // frames).to(tl.int64)
     frame = (tl.program_id(2) % frames).to(tl.int64)
@@ -94,6 +99,7 @@ def backward_kernel(
     frames, num_queries, num_keys, num_heads, scale, scale_log2, eps,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
+    """One frame, one head, all queries; dk and dv stay in registers."""
     head = tl.program_id(0)
     batch = (tl.program_id(1) // frames).to(tl.int64)
     frame = (tl.program_id(1) % frames).to(tl.int64)
@@ -160,7 +166,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor) -> None:
         raise ValueError(f"q_weight must have shape ({q.shape[4]},); got {tuple(q_weight.shape)}")
 
 
-def _options(q: Tensor, k: Tensor, queries: int, num_warps: int) -> dict[str, object]:
+def _options(q: Tensor, k: Tensor, queries: int, num_warps: int) -> dict[str, Any]:
     return {
         "QUERIES": 16 if interpreting() else queries,
         "KEYS": max(16, triton.next_power_of_2(k.shape[2])),

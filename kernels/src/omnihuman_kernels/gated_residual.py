@@ -5,7 +5,8 @@ Traffic for a token of width ``h`` in 2-byte numbers: forward ``6 h`` bytes (rea
 bound by memory. Eager reference: ``omnihuman_core.ops``.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-any-generics
+# Triton functions take blocks and pointers, for which Python has no types, and custom ops return Any.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, type-arg, no-untyped-call"
 
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ def forward_kernel(
     ends, length, width,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """A chunk of rows of one segment."""
     batch = tl.program_id(1).to(tl.int64)
     segment, first, last = chunk_rows(tl.program_id(0), ends, ROWS)
     dims = tl.arange(0, BLOCK_D)
@@ -54,6 +56,7 @@ def backward_kernel(
     ends, length, width,
     ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """A chunk of rows of one segment, and its part of the gate's gradient."""
     batch = tl.program_id(1).to(tl.int64)
     segment, first, last = chunk_rows(tl.program_id(0), ends, ROWS)
     dims = tl.arange(0, BLOCK_D)
@@ -142,7 +145,9 @@ def gated_residual(residual: Tensor, x: Tensor, gate: Tensor, *, segments: tuple
         ValueError: A shape does not fit, or the tensors are not on a CUDA device.
     """
     if x.ndim != 3 or residual.shape != x.shape:
-        raise ValueError(f"residual and x must have one shape (B, L, D); got {tuple(residual.shape)} and {tuple(x.shape)}")
+        raise ValueError(
+            f"residual and x must have one shape (B, L, D); got {tuple(residual.shape)} and {tuple(x.shape)}"
+        )
     check_segments(segments, x.shape[1])
     if gate.shape != (x.shape[0], len(segments), x.shape[2]):
         raise ValueError(f"gate must have shape {(x.shape[0], len(segments), x.shape[2])}; got {tuple(gate.shape)}")

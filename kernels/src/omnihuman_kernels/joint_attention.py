@@ -3,20 +3,24 @@ r"""Non-causal flash attention over a packed sequence: dense, with a key mask, o
 .. math::
     o_i = \sum_j \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt K}\right) v_j
 
-Forward keeps the logarithm (base 2) of each row's sum; backward computes the weights again from it, once for dq and once for
-dk and dv. Nothing is added atomically, so gradients have the same bits on every run.
+Forward keeps the logarithm (base 2) of each row's sum; backward computes the weights again from it, once for dq and
+once for dk and dv. Nothing is added atomically, so gradients have the same bits on every run.
 
-``4 N L M K`` flops forward, ``14 N L M K`` backward as computed here (``10 N L M K`` is what the literature counts): bound by
-the matrix units from a few hundred tokens. A query of width ``h`` moves ``8 h`` bytes forward in 2-byte numbers.
+``4 N L M K`` flops forward, ``14 N L M K`` backward as computed here (``10 N L M K`` is what the literature counts):
+bound by the matrix units from a few hundred tokens. A query of width ``h`` moves ``8 h`` bytes forward in 2-byte
+numbers.
 
-On Hopper loads go through tensor-memory descriptors built on the device, and a producer group of warps runs ahead of the
-consumers; a document's end is the descriptor's end, so tails read zeros. A peeled tail tile would silently switch the
-producer off, so every tile is masked inside the loop. Eager reference: ``omnihuman_core.ops``.
+On Hopper loads go through tensor-memory descriptors built on the device, and a producer group of warps runs ahead of
+the consumers; a document's end is the descriptor's end, so tails read zeros. A peeled tail tile would silently switch
+the producer off, so every tile is masked inside the loop. Eager reference: ``omnihuman_core.ops``.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-any-generics
+# Triton functions take blocks and pointers, for which Python has no types, and custom ops return Any.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, type-arg, no-untyped-call"
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -24,7 +28,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from omnihuman_kernels._launch import Tile, attention_tile, describable, interpreting, launch, require_device, unit_stride
+from omnihuman_kernels._launch import (
+    Tile,
+    attention_tile,
+    describable,
+    interpreting,
+    launch,
+    require_device,
+    unit_stride,
+)
 
 HEAD_DIMS = (16, 32, 64, 128)
 LOG2_E = 1.4426950408889634
@@ -51,7 +63,17 @@ def _pointer(ptr, batch, head, start, stride_b, stride_l, stride_n, VARLEN: tl.c
 
 
 @triton.jit
-def _load(desc, ptr, first, length, stride_l, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr):
+def _load(
+    desc,
+    ptr,
+    first,
+    length,
+    stride_l,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
     """Rows ``first`` to ``first + ROWS`` of a head, zeros beyond its end."""
     if TMA:
         tile = desc.load([first, 0])
@@ -67,7 +89,9 @@ def _load(desc, ptr, first, length, stride_l, ROWS: tl.constexpr, HEAD_DIM: tl.c
 @triton.jit
 def _describe(ptr, length, stride_l, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, TMA: tl.constexpr):
     if TMA:
-        return tl.make_tensor_descriptor(ptr, shape=[length, HEAD_DIM], strides=[stride_l, 1], block_shape=[ROWS, HEAD_DIM])
+        return tl.make_tensor_descriptor(
+            ptr, shape=[length, HEAD_DIM], strides=[stride_l, 1], block_shape=[ROWS, HEAD_DIM]
+        )
     else:
         return ptr
 
@@ -88,6 +112,7 @@ def forward_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
     TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
+    """A tile of queries of one head against all keys."""
     first = tl.program_id(0) * BLOCK_M
     batch = tl.program_id(1) // num_heads
     head = tl.program_id(1) % num_heads
@@ -147,6 +172,7 @@ def backward_q_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
     TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of a tile of queries, and the row sums of do * out."""
     first = tl.program_id(0) * BLOCK_M
     batch = tl.program_id(1) // num_heads
     head = tl.program_id(1) % num_heads
@@ -199,6 +225,7 @@ def backward_kv_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
     TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of a tile of keys and of its values."""
     first = tl.program_id(0) * BLOCK_N
     batch = tl.program_id(1) // num_heads
     head = tl.program_id(1) % num_heads
@@ -246,7 +273,7 @@ def backward_kv_kernel(
     _store(dv_start, dv, first, len_k, dk_stride_l, BLOCK_N, HEAD_DIM)
 
 
-def _options(tile: Tile, q: Tensor, mask: Tensor | None, cu_q: Tensor | None) -> dict[str, object]:
+def _options(tile: Tile, q: Tensor, mask: Tensor | None, cu_q: Tensor | None) -> dict[str, Any]:
     return {
         "HEAD_DIM": q.shape[3],
         "BLOCK_M": tile.block_m,
@@ -270,7 +297,14 @@ def _documents(q: Tensor, cu_q: Tensor | None) -> int:
 
 @torch.library.custom_op("omnihuman::joint_attention", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    max_q: int,
+    max_k: int,
 ) -> tuple[Tensor, Tensor]:
     require_device(q)
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
@@ -290,7 +324,14 @@ def _forward(
 
 @_forward.register_fake
 def _empty_forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    max_q: int,
+    max_k: int,
 ) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((batch, heads, length), dtype=torch.float32)

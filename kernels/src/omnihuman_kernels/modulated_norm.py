@@ -7,11 +7,12 @@ r"""LayerNorm with a per-segment affine, alone or after a gated residual, in one
 The norm is taken of the stream as it is stored, so that backward, which reads the stored one, sees the same numbers.
 
 Traffic for a token of width ``h`` in 2-byte numbers: alone ``4 h`` bytes forward, ``6 h`` backward; with the residual
-``8 h`` forward (read r and x, write s and y) and ``12 h`` backward (read ds, dy, s, x; write dr, dx). About 8 to 15 flops a
-number: bound by memory. Eager reference: ``omnihuman_core.ops``.
+``8 h`` forward (read r and x, write s and y) and ``12 h`` backward (read ds, dy, s, x; write dr, dx). About 8 to 15
+flops a number: bound by memory. Eager reference: ``omnihuman_core.ops``.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-any-generics
+# Triton functions take blocks and pointers, for which Python has no types, and custom ops return Any.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, type-arg, no-untyped-call"
 
 from __future__ import annotations
 
@@ -44,6 +45,7 @@ def forward_kernel(
     ends, length, width, eps,
     GATED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """A chunk of rows of one segment."""
     batch = tl.program_id(1).to(tl.int64)
     segment, first, last = chunk_rows(tl.program_id(0), ends, ROWS)
     dims = tl.arange(0, BLOCK_D)
@@ -82,6 +84,7 @@ def backward_kernel(
     GATED: tl.constexpr, HAS_DSTREAM: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
+    """A chunk of rows of one segment, and its part of the modulations' gradients."""
     batch = tl.program_id(1).to(tl.int64)
     segment, first, last = chunk_rows(tl.program_id(0), ends, ROWS)
     dims = tl.arange(0, BLOCK_D)
@@ -174,9 +177,7 @@ def _run_backward(
 
 
 @torch.library.custom_op("omnihuman::modulated_norm", mutates_args=())
-def _forward(
-    x: Tensor, shift: Tensor, scale: Tensor, segments: list[int], eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, shift: Tensor, scale: Tensor, segments: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return _run_forward(None, x, None, shift, scale, None, segments, eps)
 
 
@@ -253,8 +254,8 @@ def _empty_residual_backward(
     dstream: Tensor | None, dy: Tensor, stream: Tensor, x: Tensor, gate: Tensor, shift: Tensor, scale: Tensor,
     mean: Tensor, rstd: Tensor, segments: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    modulations = (part.new_empty(part.shape) for part in (gate, shift, scale))
-    return stream.new_empty(stream.shape), x.new_empty(x.shape), *modulations
+    dgate, dshift, dscale = (part.new_empty(part.shape) for part in (gate, shift, scale))
+    return stream.new_empty(stream.shape), x.new_empty(x.shape), dgate, dshift, dscale
 
 
 def _residual_setup(ctx, inputs, output) -> None:
@@ -319,13 +320,15 @@ def residual_modulated_norm(
         eps: Added to the variance, positive.
 
     Returns:
-        The new residual stream and its norm, ``(B, L, D)``, contiguous, in the wider of the types of ``residual`` and ``x``.
+        The new residual stream and its norm, ``(B, L, D)``, contiguous, in the wider of their types.
 
     Raises:
         ValueError: A shape does not fit, or the tensors are not on a CUDA device.
     """
     if residual.shape != x.shape:
-        raise ValueError(f"residual and x must have one shape (B, L, D); got {tuple(residual.shape)} and {tuple(x.shape)}")
+        raise ValueError(
+            f"residual and x must have one shape (B, L, D); got {tuple(residual.shape)} and {tuple(x.shape)}"
+        )
     _check(x, segments, gate=gate, shift=shift, scale=scale)
     stream, y, _, _ = _residual_forward(residual, x, gate, shift, scale, list(segments), eps)
     return stream, y

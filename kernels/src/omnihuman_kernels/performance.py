@@ -79,11 +79,22 @@ def attention(
     products = 2 * batch * heads * queries * keys * head_dim
     of_queries, of_keys = (batch * heads * head_dim * n * itemsize for n in (queries, keys))
     # Forward reads q, k, v and writes o; backward reads q, k, v, o, do and writes dq, dk, dv.
-    return Cost(flops=(5 if backward else 2) * products, bytes=(4 * of_queries + 4 * of_keys if backward else 2 * of_queries + 2 * of_keys))
+    return Cost(
+        flops=(5 if backward else 2) * products,
+        bytes=(4 * of_queries + 4 * of_keys if backward else 2 * of_queries + 2 * of_keys),
+    )
 
 
 def frame_cross_attention(
-    batch: int, frames: int, queries: int, keys: int, heads: int, head_dim: int, *, itemsize: int = 2, backward: bool = False
+    batch: int,
+    frames: int,
+    queries: int,
+    keys: int,
+    heads: int,
+    head_dim: int,
+    *,
+    itemsize: int = 2,
+    backward: bool = False,
 ) -> Cost:
     """Cost of attention inside frames. Backward reads no output: it forms the weights again from one tile of keys."""
     flops = attention(batch * frames, queries, keys, heads, head_dim, backward=backward).flops
@@ -129,7 +140,7 @@ class Flops:
 
 
 def forward_flops(shape: ModelShape) -> Flops:
-    """Flops of the blocks for one sample; embedders, modulations and the last layer are less than a percent and left out.
+    """Flops of the blocks for one sample, without embedders, modulations and the last layer: less than a percent.
 
     A token passes qkv, out and two MLP matrices in every block, ``(4 + 2 mlp_ratio) D^2`` weights; joint attention is
     over all tokens; audio attention has a q and an out projection for each video token.

@@ -7,12 +7,13 @@ r"""RMSNorm of q and k per head and rotary embedding, in one pass over both.
 The positions live in the tables alone: a reference token has the temporal part of its angles at zero, a text token has
 ``cos = 1, sin = 0``. Backward needs the raw q and k and one inverse norm a head; the rotated copies are not kept.
 
-Traffic for a token of width ``h = N K`` in 2-byte numbers: forward ``8 h + 4 K`` bytes (read and write q and k, read the
-tables once for all heads), backward ``12 h + 4 K``. About 10 flops a number forward, 20 backward: bound by memory.
-Eager reference: ``omnihuman_core.ops``.
+Traffic for a token of width ``h = N K`` in 2-byte numbers: forward ``8 h + 4 K`` bytes (read and write q and k,
+read the tables once for all heads), backward ``12 h + 4 K``. About 10 flops a number forward, 20 backward: bound by
+memory. Eager reference: ``omnihuman_core.ops``.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-any-generics
+# Triton functions take blocks and pointers, for which Python has no types, and custom ops return Any.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, type-arg, no-untyped-call"
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ ELEMENTS = 1024
 
 @triton.jit
 def _rows(tile, num_rows, num_heads, length, HEADS: tl.constexpr):
-    """Which batch item, position and head each row of a tile is. The divisions stay in 32 bits, where they are cheap."""
+    """Batch item, position and head of each row of a tile; the divisions stay in 32 bits, where they are cheap."""
     row = tile * HEADS + tl.arange(0, HEADS)
     token = row // num_heads
     batch = token // length
@@ -56,7 +57,9 @@ def _forward_one(
     normed, rstd = _normalise(x, weight, eps, HEAD_DIM)
     even, odd = tl.split(tl.reshape(normed, (HEADS, HEAD_DIM // 2, 2)))
     y = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (HEADS, HEAD_DIM))
-    tl.store(y_ptr + row.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :], y.to(y_ptr.dtype.element_ty), mask=valid[:, None])
+    tl.store(
+        y_ptr + row.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :], y.to(y_ptr.dtype.element_ty), mask=valid[:, None]
+    )
     tl.store(rstd_ptr + row, rstd, mask=valid)
 
 
@@ -67,6 +70,7 @@ def forward_kernel(
     num_rows, length, num_heads, eps,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
+    """A tile of heads of q and the same of k."""
     tile = tl.program_id(0)
     dims = tl.arange(0, HEAD_DIM)
     pairs = tl.arange(0, HEAD_DIM // 2)
@@ -97,7 +101,11 @@ def _backward_one(
     normed = x * rstd[:, None]
     weighted = dn * weight[None, :]
     dx = (weighted - normed * (tl.sum(weighted * normed, axis=1) / HEAD_DIM)[:, None]) * rstd[:, None]
-    tl.store(dx_ptr + row.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :], dx.to(dx_ptr.dtype.element_ty), mask=valid[:, None])
+    tl.store(
+        dx_ptr + row.to(tl.int64)[:, None] * HEAD_DIM + dims[None, :],
+        dx.to(dx_ptr.dtype.element_ty),
+        mask=valid[:, None],
+    )
     return tl.sum(dn * normed, axis=0)
 
 
@@ -110,6 +118,7 @@ def backward_kernel(
     num_rows, length, num_heads, num_tiles,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
+    """Tiles of heads of q and k, and their part of the weights' gradients."""
     program = tl.program_id(0)
     dims = tl.arange(0, HEAD_DIM)
     pairs = tl.arange(0, HEAD_DIM // 2)
@@ -140,7 +149,8 @@ def backward_kernel(
 def _check(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor) -> None:
     if q.ndim != 4 or k.shape != q.shape or k.dtype != q.dtype:
         raise ValueError(
-            f"q and k must have one shape (B, L, N, K) and dtype; got {tuple(q.shape)} {q.dtype} and {tuple(k.shape)} {k.dtype}"
+            "q and k must have one shape (B, L, N, K) and dtype; "
+            f"got {tuple(q.shape)} {q.dtype} and {tuple(k.shape)} {k.dtype}"
         )
     length, head_dim = q.shape[1], q.shape[3]
     if q.shape[:3].numel() >= 2**31:
@@ -148,10 +158,14 @@ def _check(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor
     if head_dim < 2 or head_dim & (head_dim - 1):
         raise ValueError(f"head dim must be a power of two of at least 2; got {head_dim}")
     if q_weight.shape != (head_dim,) or k_weight.shape != (head_dim,):
-        raise ValueError(f"q_weight and k_weight must have shape ({head_dim},); got {tuple(q_weight.shape)}, {tuple(k_weight.shape)}")
+        raise ValueError(
+            f"q_weight and k_weight must have shape ({head_dim},); got {tuple(q_weight.shape)}, {tuple(k_weight.shape)}"
+        )
     for name, table in (("cos", cos), ("sin", sin)):
         if table.shape != (length, head_dim // 2) or table.dtype != torch.float32:
-            raise ValueError(f"{name} must be float32 of shape ({length}, {head_dim // 2}); got {table.dtype} {tuple(table.shape)}")
+            raise ValueError(
+                f"{name} must be float32 of shape ({length}, {head_dim // 2}); got {table.dtype} {tuple(table.shape)}"
+            )
 
 
 def _tiling(q: Tensor) -> tuple[int, int]:

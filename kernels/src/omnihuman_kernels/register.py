@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from omnihuman_core.contracts.ops import Ops
-
 from omnihuman_kernels.frame_cross_attention import frame_cross_attention
 from omnihuman_kernels.gated_residual import gated_residual
 from omnihuman_kernels.joint_attention import joint_attention

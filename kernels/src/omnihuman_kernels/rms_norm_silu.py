@@ -3,14 +3,15 @@ r"""RMSNorm over channels, SiLU and causal padding in front of a convolution, in
 .. math::
     y = \mathrm{silu}(w \odot x / \sqrt{\mathrm{mean}_c(x^2) + \epsilon})
 
-The padding is written by the same kernel: zeros before a clip, or the frames that an earlier piece left. Both memory formats
-of a video are read in place, channels first and ``torch.channels_last_3d``.
+The padding is written by the same kernel: zeros before a clip, or the frames that an earlier piece left. Both memory
+formats of a video are read in place, channels first and ``torch.channels_last_3d``.
 
-Traffic for a position of C channels in 2-byte numbers: forward ``4 C`` bytes (read x, write y), backward ``6 C``. About 10
-flops a number forward, 25 backward: bound by memory. Eager reference: ``silu(rms_norm(x))`` and a pad.
+Traffic for a position of C channels in 2-byte numbers: forward ``4 C`` bytes (read x, write y), backward ``6 C``. About
+10 flops a number forward, 25 backward: bound by memory. Eager reference: ``silu(rms_norm(x))`` and a pad.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-any-generics
+# Triton functions take blocks and pointers, for which Python has no types, and custom ops return Any.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-any-return, type-arg, no-untyped-call"
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ def forward_kernel(
     channels, positions, front, eps,
     PADDED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """A tile of positions with all their channels."""
     batch = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
     # Positions of the output: those before ``front`` are padding.
@@ -56,6 +58,7 @@ def backward_kernel(
     channels, positions, front, tiles_a_sample, num_tiles, eps,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    """Tiles of positions, and their part of the weight's gradient."""
     c = tl.arange(0, BLOCK_C)
     wide = c.to(tl.int64)[:, None]
     weight = tl.load(weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -96,10 +99,10 @@ def _dense(x: Tensor, *, like: Tensor) -> Tensor:
 
 
 def _block(channels: int, *, contiguous: bool) -> tuple[int, int, int]:
-    """Channels and positions of a tile, and its warps: whole cache lines along what is contiguous in memory."""
+    """Channels and positions of a tile, and its warps: 32 numbers a thread, whole sectors along what is contiguous."""
     block_c = triton.next_power_of_2(channels)
-    block_p = max(32, 8192 // block_c) if contiguous else max(4, 4096 // block_c)
-    return block_c, min(block_p, 128), 8 if block_c * min(block_p, 128) > 8192 else 4
+    block_p = min(128, max(16, 8192 // block_c) if contiguous else max(4, 4096 // block_c))
+    return block_c, block_p, min(16, max(4, block_c * block_p // 1024))
 
 
 @torch.library.custom_op("omnihuman::rms_norm_silu", mutates_args=())
@@ -168,9 +171,7 @@ def _differentiate(ctx, dy):
 _forward.register_autograd(_differentiate, setup_context=_setup)
 
 
-def rms_norm_silu(
-    x: Tensor, weight: Tensor, *, eps: float, front: int = 0, earlier: Tensor | None = None
-) -> Tensor:
+def rms_norm_silu(x: Tensor, weight: Tensor, *, eps: float, front: int = 0, earlier: Tensor | None = None) -> Tensor:
     """RMSNorm over the channels of each position, SiLU, and ``front`` frames in front.
 
     Args:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from omnihuman_core.testing.ops import OpsConformance
 from omnihuman_kernels.register import triton_ops
 

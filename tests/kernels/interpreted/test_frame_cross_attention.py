@@ -2,8 +2,8 @@ import functools
 
 import pytest
 import torch
-from omnihuman_kernels.frame_cross_attention import _backward, _forward, frame_cross_attention
 
+from omnihuman_kernels.frame_cross_attention import _backward, _forward, frame_cross_attention
 from tests.kernels import references
 from tests.kernels.agreement import DTYPES, assert_agrees
 
@@ -21,7 +21,8 @@ def make(batch, frames, queries, keys, heads, head_dim):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1, 1, 16), (2, 3, 19, 5, 2, 32), (1, 2, 140, 17, 1, 64), (1, 1, 20, 32, 1, 128), (0, 2, 3, 4, 1, 16)]
+    "shape",
+    [(1, 1, 1, 1, 1, 16), (2, 3, 19, 5, 2, 32), (1, 2, 140, 17, 1, 64), (1, 1, 20, 32, 1, 128), (0, 2, 3, 4, 1, 16)],
 )
 def test_agrees_with_the_formula(shape, dtype):
     assert_agrees(OURS, REFERENCE, make(*shape), dtype)

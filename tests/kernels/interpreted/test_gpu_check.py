@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from omnihuman_kernels import performance
 from omnihuman_kernels.gated_residual import gated_residual
-
 from tests.kernels import references
 
 FOLDER = Path(__file__).parents[3] / "benchmarks/kernels"
@@ -23,7 +23,9 @@ def check(monkeypatch):
     import gpu_check
     import measure
 
-    monkeypatch.setattr(measure, "interleaved", lambda functions, seconds: {n: (f(), 1e-3)[1] for n, f in functions.items()})
+    monkeypatch.setattr(
+        measure, "interleaved", lambda functions, seconds: {n: (f(), 1e-3)[1] for n, f in functions.items()}
+    )
     monkeypatch.setattr(torch, "compile", lambda function: function)
     yield gpu_check, cases.Case
     for name in ("cases", "gpu_check", "measure"):

@@ -2,9 +2,9 @@ import functools
 
 import pytest
 import torch
+
 from omnihuman_kernels import _launch
 from omnihuman_kernels.joint_attention import _backward, _forward, joint_attention, joint_attention_varlen
-
 from tests.kernels import references
 from tests.kernels.agreement import DTYPES, assert_agrees
 
@@ -24,7 +24,9 @@ def path(request, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 16), (1, 37, 70, 1, 64), (1, 33, 5, 1, 128), (0, 3, 3, 1, 16), (1, 0, 3, 1, 16)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1, 16), (1, 37, 70, 1, 64), (1, 33, 5, 1, 128), (0, 3, 3, 1, 16), (1, 0, 3, 1, 16)]
+)
 def test_agrees_with_the_formula(shape, dtype):
     assert_agrees(joint_attention, references.attention, make(*shape), dtype)
 
@@ -48,9 +50,11 @@ def test_mask(first):
     mask[:, :first] = False
     mask[:, 40] = True
     assert_agrees(
-        lambda q, k, v: joint_attention(q, k, v, mask=mask), lambda q, k, v: references.attention(q, k, v, mask), inputs,
+        lambda q, k, v: joint_attention(q, k, v, mask=mask),
+        lambda q, k, v: references.attention(q, k, v, mask),
+        inputs,
         torch.float32,
-    )  # fmt: skip
+    )
 
 
 def test_a_sample_without_keys_gives_zeros():
@@ -89,7 +93,9 @@ def test_bfloat16_is_upcast():
 
 def test_large_scores_stay_finite():
     q, k, v = (x.float() for x in make(1, 5, 40, 1, 16))
-    torch.testing.assert_close(joint_attention(q * 100, k, v), references.attention(q * 100, k, v), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        joint_attention(q * 100, k, v), references.attention(q * 100, k, v), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_every_output_is_written():

@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
+
 from omnihuman_kernels import gated_residual as gated
 from omnihuman_kernels import modulated_norm as norm
-
 from tests.kernels import references
 from tests.kernels.agreement import DTYPES, assert_agrees
 
@@ -17,7 +17,12 @@ CASES = [(1, 8, (1,)), (2, 37, (5, 0, 9)), (1, 96, (2, 1, 3, 4)), (0, 16, (3,)),
 OPS = {
     "gated_residual": (gated.gated_residual, references.gated_residual, {}, "rxg"),
     "modulated_norm": (norm.modulated_norm, references.modulated_norm, {"eps": EPS}, "xgg"),
-    "residual_modulated_norm": (norm.residual_modulated_norm, references.residual_modulated_norm, {"eps": EPS}, "rxggg"),
+    "residual_modulated_norm": (
+        norm.residual_modulated_norm,
+        references.residual_modulated_norm,
+        {"eps": EPS},
+        "rxggg",
+    ),
 }
 
 
@@ -63,7 +68,10 @@ def test_opcheck_and_compile(name):
 
     compiled = torch.compile(functools.partial(loss, ours), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
-        torch.autograd.grad(compiled(*args), args), torch.autograd.grad(loss(reference, *args), args), rtol=1e-4, atol=1e-4
+        torch.autograd.grad(compiled(*args), args),
+        torch.autograd.grad(loss(reference, *args), args),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 

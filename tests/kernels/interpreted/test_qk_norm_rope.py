@@ -2,8 +2,8 @@ import functools
 
 import pytest
 import torch
-from omnihuman_kernels.qk_norm_rope import _backward, _forward, qk_norm_rope
 
+from omnihuman_kernels.qk_norm_rope import _backward, _forward, qk_norm_rope
 from tests.kernels import references
 from tests.kernels.agreement import DTYPES, assert_agrees
 

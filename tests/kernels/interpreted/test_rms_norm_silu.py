@@ -2,8 +2,8 @@ import functools
 
 import pytest
 import torch
-from omnihuman_kernels.rms_norm_silu import _backward, _forward, rms_norm_silu
 
+from omnihuman_kernels.rms_norm_silu import _backward, _forward, rms_norm_silu
 from tests.kernels import references
 from tests.kernels.agreement import DTYPES, assert_agrees
 
@@ -42,7 +42,10 @@ def test_padding_in_front(given):
     earlier = torch.randn(2, 5, 2, 3, 3, dtype=torch.float64)
 
     def reference(x, weight, earlier):
-        return torch.cat([earlier if given else torch.zeros_like(earlier), REFERENCE(x, weight)], dim=2) + 0 * earlier.sum()
+        return (
+            torch.cat([earlier if given else torch.zeros_like(earlier), REFERENCE(x, weight)], dim=2)
+            + 0 * earlier.sum()
+        )
 
     def ours(x, weight, earlier):
         return OURS(x, weight, front=2, earlier=earlier if given else None) + 0 * earlier.sum()
