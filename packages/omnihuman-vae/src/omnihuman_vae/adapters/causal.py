@@ -1,0 +1,175 @@
+"""Causal convolution and upsampling for foreign weights, a few frames at a time.
+
+Both work through a clip in slabs of frames, carrying over the frames that the next slab needs. So neither padded nor
+normalised activations ever exist for more than a slab, and streaming a clip in pieces is the same loop with the caller
+holding the carried frames. Activations are channels-last in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from omnihuman_vae.layers import Cache
+
+Border = Literal["zeros", "replicate"]
+Prepare = Callable[[Tensor], Tensor]
+
+# Values of an activation that are padded or normalised at once; a slab holds at least one frame.
+SLAB_VALUES = 1 << 25
+
+
+def slabs(x: Tensor, *, multiple: int = 1, alone: int = 0) -> Iterator[tuple[int, int]]:
+    """Bounds of slabs of ``(B, C, T, H, W)`` along time: ``alone + k * multiple`` frames first, then ``k * multiple``."""
+    frames = x.shape[2]
+    size = max(SLAB_VALUES // max(x[:, :, 0].numel(), 1) // multiple, 1) * multiple
+    start = 0
+    while start < frames:
+        stop = min(start + size + (alone if start == 0 else 0), frames)
+        yield start, stop
+        start = stop
+
+
+def channels_last(x: Tensor, channels: int, frames: int, height: int, width: int) -> Tensor:
+    """Empty ``(B, channels, frames, height, width)`` with the batch, dtype and device of ``x``, channels last."""
+    return x.new_empty((x.shape[0], frames, height, width, channels)).movedim(-1, 1)  # (B, C, T, H, W)
+
+
+def causal_conv(
+    owner: nn.Module,
+    conv: nn.Conv3d,
+    x: Tensor,
+    cache: Cache | None,
+    *,
+    border: Border,
+    prepare: Prepare | None = None,
+) -> Tensor:
+    """Convolution that sees its own frame and earlier ones.
+
+    Args:
+        owner: Key of the carried frames in ``cache``.
+        conv: Its weight, bias and stride; its padding is not used.
+        x: Next frames, ``(B, C, T, H, W)``.
+        cache: Frames carried between the pieces of a clip; None where ``x`` is a whole clip.
+        border: What lies outside the picture and before the clip: zeros, or the nearest position.
+        prepare: Applied to each slab first (norm and activation).
+
+    Returns:
+        ``(B, C_out, T', H', W')``; with a temporal stride of 2 the first frame of a clip stands alone.
+    """
+    time, height, width = conv.kernel_size
+    stride = conv.stride[0]
+    earlier = None if cache is None else cache.get(owner)
+    starts = earlier is None
+    frames = x.shape[2] if stride == 1 else (x.shape[2] + (1 if starts else 0)) // stride
+    size = (x.shape[3] // conv.stride[1], x.shape[4] // conv.stride[2])
+    out = channels_last(x, conv.out_channels, frames, *size)
+    done = 0
+    for start, stop in slabs(x, multiple=stride, alone=1 if starts and stride > 1 else 0):
+        slab = x[:, :, start:stop]
+        if prepare is not None:
+            slab = prepare(slab)
+        if time > 1:
+            if earlier is None:
+                first = slab[:, :, :1]
+                earlier = (torch.zeros_like(first) if border == "zeros" else first).expand(-1, -1, time - 1, -1, -1)
+            slab = torch.cat([earlier, slab], dim=2)
+            # A copy, so that what is carried does not keep the whole slab alive.
+            earlier = slab[:, :, slab.shape[2] - (time - stride) :].clone()
+        padding = (0, height // 2, width // 2)
+        if border == "replicate" and height > 1:
+            slab = _replicate(slab, height // 2, width // 2)
+            padding = (0, 0, 0)
+        piece = F.conv3d(slab, conv.weight, conv.bias, conv.stride, padding)
+        out[:, :, done : done + piece.shape[2]] = piece
+        done += piece.shape[2]
+    if cache is not None and earlier is not None:
+        cache[owner] = earlier
+    return out
+
+
+def upsample_conv(
+    owner: nn.Module,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    cache: Cache | None,
+    *,
+    border: Border,
+    temporal: bool,
+) -> Tensor:
+    """Nearest-neighbour upsampling and a convolution of 3 positions, as one step at the small size.
+
+    On a picture doubled by repetition, three neighbouring taps fall on two distinct positions. Adding up the taps that
+    meet gives one kernel of 2 for even results and one for odd: 4 products per result in the plane instead of 9, and
+    over time 2 instead of 3. The doubled picture never exists.
+
+    Args:
+        owner: Key of the carried frames in ``cache``.
+        weight: ``(C_out, C, 3 or 1, 3, 3)``.
+        bias: ``(C_out,)``.
+        x: Next frames, ``(B, C, T, H, W)``.
+        cache: Frames carried between the pieces of a clip; None where ``x`` is a whole clip.
+        border: What lies outside the picture and before the clip.
+        temporal: Double time too; the first frame of a clip stays one. Needs 3 taps over time.
+
+    Returns:
+        ``(B, C_out, T or 2T or 2T - 1, 2H, 2W)``.
+    """
+    channels, height, width = weight.shape[0], x.shape[3], x.shape[4]
+    repeats = 2 if temporal else 1
+    kernel = weight.float()
+    # Over time both results of a frame look at it and the one before.
+    phases = [_odd(kernel, 2), _even(kernel, 2)] if temporal else [kernel]
+    kernel = torch.cat(phases)  # (repeats * C_out, C, time, 3, 3)
+    bias = None if bias is None else bias.repeat(repeats)
+    time = kernel.shape[2]
+    planes = {
+        (row, column): (_even, _odd)[column]((_even, _odd)[row](kernel, 3), 4).to(weight.dtype)
+        for row in (0, 1)
+        for column in (0, 1)
+    }
+    out = x.new_empty((x.shape[0], x.shape[2], repeats, height, 2, width, 2, channels))  # (B, T, R, H, 2, W, 2, C)
+    earlier = None if cache is None else cache.get(owner)
+    starts = earlier is None
+    for start, stop in slabs(x):
+        slab = x[:, :, start:stop]
+        if time > 1:
+            if earlier is None:
+                first = slab[:, :, :1]
+                earlier = (torch.zeros_like(first) if border == "zeros" else first).expand(-1, -1, time - 1, -1, -1)
+            slab = torch.cat([earlier, slab], dim=2)
+            earlier = slab[:, :, slab.shape[2] - (time - 1) :].clone()
+        slab = _replicate(slab, 1, 1) if border == "replicate" else F.pad(slab, (1, 1, 1, 1))
+        for (row, column), plane in planes.items():
+            piece = F.conv3d(slab[..., row : row + height + 1, column : column + width + 1], plane, bias)
+            out[:, start:stop, :, :, row, :, column] = rearrange(
+                piece, "b (r c) t h w -> b t r h w c", r=repeats
+            )  # (B, T, R, H, W, C)
+    if cache is not None and earlier is not None:
+        cache[owner] = earlier
+    video = rearrange(out, "b t r h p w q c -> b (t r) (h p) (w q) c").movedim(-1, 1)  # (B, C, T, H, W)
+    # Behind the first frame of a clip there is one frame only.
+    return video[:, :, 1:] if temporal and starts else video
+
+
+def _even(kernel: Tensor, dim: int) -> Tensor:
+    """Taps on (i - 1, i) for the first of the two results of position i."""
+    first, second, third = kernel.unbind(dim)
+    return torch.stack([first, second + third], dim)
+
+
+def _odd(kernel: Tensor, dim: int) -> Tensor:
+    """Taps on (i, i + 1) in the plane, on (j - 1, j) over time, where the first two taps meet."""
+    first, second, third = kernel.unbind(dim)
+    return torch.stack([first + second, third], dim)
+
+
+def _replicate(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Repeat the border of ``(B, C, T, H, W)``: ``rows`` above and below, ``columns`` left and right."""
+    return F.pad(x, (columns, columns, rows, rows, 0, 0), mode="replicate")
