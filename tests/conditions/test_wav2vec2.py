@@ -125,6 +125,74 @@ def test_aligned_to_25_fps(directory: Path) -> None:
     np.testing.assert_allclose(aligned[0, :, 1, 4].numpy(), expected, atol=1e-5)
 
 
+def public_states(path: Path, waveform: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        return Wav2Vec2Model.from_pretrained(path).eval()(waveform, output_hidden_states=True).hidden_states  # type: ignore[no-any-return]
+
+
+def public_model(path: Path, *, stable: bool) -> Path:
+    """XLS-R and the large models norm before each layer (``stable``), the base model after it."""
+    torch.manual_seed(1)
+    settings = PublicConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,) * 7,
+        conv_kernel=KERNELS,
+        conv_stride=STRIDES,
+        conv_bias=stable,
+        feat_extract_norm="layer" if stable else "group",
+        do_stable_layer_norm=stable,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    Wav2Vec2Model(settings).eval().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("stable", [True, False])
+@pytest.mark.parametrize("layers", [(0,), (1, 2), (0, 3), (2, 4)])
+def test_stopping_after_the_last_chosen_layer_changes_nothing(
+    tmp_path: Path, stable: bool, layers: tuple[int, ...]
+) -> None:
+    path = public_model(tmp_path / "model", stable=stable)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(path)
+    hidden = public_states(path, voice(8000, 2))
+    extractor = Wav2Vec2Extractor(config(path, layers=layers))
+    expected = torch.stack([hidden[layer] for layer in layers], 2)
+    torch.testing.assert_close(extractor.extract(voice(8000, 2)).values, expected, atol=1e-5, rtol=0)
+    assert len(extractor._model.encoder.layers) == max(layers[-1], 1)
+
+
+def test_flags_of_the_preprocessor(directory: Path, tmp_path: Path) -> None:
+    path = copy(directory, tmp_path / "model")
+    for normalise in (True, False):
+        Wav2Vec2FeatureExtractor(do_normalize=normalise).save_pretrained(path)
+        processor = Wav2Vec2FeatureExtractor.from_pretrained(path)
+        inputs = processor(voice(8000)[0].numpy(), sampling_rate=16000, return_tensors="pt").input_values
+        got = Wav2Vec2Extractor(config(path, layers=(2,))).extract(voice(8000)).values[:, :, 0]
+        torch.testing.assert_close(got, public_states(path, inputs)[2], atol=1e-4, rtol=0)
+    # A model of raw sound hears speech at the level of a recording, not at unit variance.
+    raw = Wav2Vec2Extractor(config(path, loudness=True, layers=(2,)))
+    level = raw._normalise(voice(16000)).square().mean().log10() * 10
+    assert float(level) == pytest.approx(-23, abs=0.2)
+    Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(path)
+    refused(path, "takes 8000 Hz")
+
+
+def test_loading_shows_no_progress_bar_and_keeps_settings(
+    directory: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    Wav2Vec2Extractor(config(directory, layers=(1,)))
+    assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == before
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
 def refused(path: Path, match: str, **fields: object) -> None:
     with pytest.raises(ValueError, match=match) as caught:
         Wav2Vec2Extractor(config(path, **fields))
@@ -164,6 +232,34 @@ def test_incomplete_weights(directory: Path, tmp_path: Path) -> None:
     del tensors["encoder.layers.1.attention.k_proj.weight"]
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     refused(path, "lack 1 tensors, the first is encoder.layers.1.attention.k_proj.weight")
+
+
+def test_bad_shards(directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "shards"
+    Wav2Vec2Model.from_pretrained(directory).save_pretrained(path, max_shard_size="5KB")
+    index = path / "model.safetensors.index.json"
+    waveform = voice(4000)
+    whole = Wav2Vec2Extractor(config(directory)).extract(waveform).values
+    assert torch.equal(Wav2Vec2Extractor(config(path)).extract(waveform).values, whole)
+    content = json.loads(index.read_text())
+    name = sorted(set(content["weight_map"].values()))[0]
+    (path / name).rename(tmp_path / name)
+    refused(path, f"lacks the weight shard {name}")
+    moved = {key: f"../{name}" if shard == name else shard for key, shard in content["weight_map"].items()}
+    index.write_text(json.dumps(content | {"weight_map": moved}))
+    refused(path, "points outside its directory")
+    index.write_text("{")
+    refused(path, "index is not readable")
+
+
+def test_wrong_shape(directory: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = copy(directory, tmp_path / "shape")
+    tensors = load_file(path / "model.safetensors")
+    tensors["encoder.layers.1.attention.k_proj.weight"] = torch.zeros(3, 3)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    refused(path, r"encoder.layers.1.attention.k_proj.weight has shape \(3, 3\), config.json asks for \(16, 16\)")
 
 
 def test_bad_layers(directory: Path) -> None:

@@ -7,7 +7,7 @@ those of adjacent time stamps to give the audio tokens of that frame.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -80,6 +80,16 @@ class AudioEncoderConfig:
             temporal_stride=4,
         )
 
+    @classmethod
+    def wav2vec2_large(cls, *, num_layers: int = 4) -> Self:
+        """For ``num_layers`` chosen hidden states of a large wav2vec 2.0 or XLS-R 300M model."""
+        return replace(cls.wav2vec2_base(num_layers=num_layers), feature_dim=1024)
+
+    @classmethod
+    def whisper_large(cls, *, num_layers: int = 4) -> Self:
+        """For ``num_layers`` chosen hidden states of a large Whisper encoder."""
+        return replace(cls.wav2vec2_base(num_layers=num_layers), feature_dim=1280)
+
 
 class AudioEncoder(nn.Module):
     """Layer mix, window of adjacent frames, MLP, then ``temporal_stride`` tokens per latent frame with slot embeddings.
@@ -94,6 +104,8 @@ class AudioEncoder(nn.Module):
     presets: ClassVar[dict[str, Callable[[], AudioEncoderConfig]]] = {
         "tiny": AudioEncoderConfig.tiny,
         "wav2vec2_base": AudioEncoderConfig.wav2vec2_base,
+        "wav2vec2_large": AudioEncoderConfig.wav2vec2_large,
+        "whisper_large": AudioEncoderConfig.whisper_large,
     }
 
     def __init__(self, config: AudioEncoderConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Self
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from omnihuman_conditions.audio.alignment import align
 from omnihuman_conditions.audio.loudness import normalise_loudness
-from omnihuman_conditions.audio.media import MAX_SECONDS, SAMPLE_RATE, load_waveform
-from omnihuman_conditions.audio.wav2vec2 import load_wav2vec2
+from omnihuman_conditions.audio.media import MAX_SECONDS, SAMPLE_RATE, check_waveform, load_waveform
+from omnihuman_conditions.audio.separation import VocalSeparator, VoiceIsolation
+from omnihuman_conditions.audio.wav2vec2 import load_wav2vec2, takes_normalised_sound
 from omnihuman_core.contracts.encoder import AudioFeatures
 
 
@@ -137,7 +138,7 @@ class LogMelExtractor:
         Raises:
             ValueError: the waveform has another shape or no sample.
         """
-        _check_waveform(raw)
+        check_waveform(raw)
         config = self.config
         waveform = raw.float()
         if config.loudness_db is not None:
@@ -176,13 +177,6 @@ class LogMelExtractor:
         return torch.zeros(max(1, round(seconds * self.config.sample_rate)))
 
 
-def _check_waveform(raw: Tensor) -> None:
-    if raw.ndim != 2 or raw.shape[1] < 1:
-        raise ValueError(f"waveform must be (B, samples >= 1), got {tuple(raw.shape)}")
-    if not torch.isfinite(raw).all():
-        raise ValueError("waveform has NaN or infinite samples; check the audio file")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Wav2Vec2Config:
     """Settings of a :class:`Wav2Vec2Extractor`.
@@ -190,8 +184,9 @@ class Wav2Vec2Config:
     Attributes:
         path: Local directory of a wav2vec 2.0 or XLS-R model in the transformers layout, with safetensors weights.
         layers: Hidden states to return, 0 = input of the first transformer layer, in increasing order.
-        loudness: Bring the voice to one speech-active level, so that silence stays faint. Off: zero mean and unit
-            variance over the whole waveform, as transformers' feature extractor does.
+        loudness: Bring the voice to one speech-active level, so that silence stays faint. Off: the whole waveform to
+            zero mean and unit variance where ``preprocessor_config.json`` of the model asks for it, as transformers'
+            feature extractor does, and as it is otherwise.
         quiet_db: Active level below which a waveform is taken for noise, when ``loudness`` is on.
         chunk_seconds: Sound that each pass returns states for.
         context_seconds: Sound to either side of it that the pass also hears.
@@ -222,6 +217,11 @@ class Wav2Vec2Config:
             path=path, layers=(3, 6, 9, 12), loudness=True, quiet_db=-45.0, chunk_seconds=20.0, context_seconds=2.0
         )
 
+    @classmethod
+    def large(cls, path: str) -> Self:
+        """Four layers spread over a 24-layer model, such as XLS-R, passes of 20 s with 2 s of context."""
+        return replace(cls.base(path), layers=(6, 12, 18, 24))
+
 
 class Wav2Vec2Extractor:
     """Chosen hidden states of a wav2vec 2.0 or XLS-R model, for sound of any length.
@@ -235,20 +235,21 @@ class Wav2Vec2Extractor:
 
     config_class = Wav2Vec2Config
 
-    def __init__(self, config: Wav2Vec2Config) -> None:
-        """Load the model; nothing is downloaded.
+    def __init__(self, config: Wav2Vec2Config, separator: VocalSeparator | None = None) -> None:
+        """Load the model up to the last chosen layer; nothing is downloaded.
+
+        Args:
+            config: Settings.
+            separator: Takes the voice out of music or noise first; where it fails, the raw voice is used.
 
         Raises:
             ValueError: the directory is missing, holds another model, incomplete or damaged weights, or fewer layers.
         """
         self.config = config
-        self._model = load_wav2vec2(Path(config.path))
+        self._isolate = VoiceIsolation(separator)
+        self._model = load_wav2vec2(Path(config.path), last_state=config.layers[-1])
+        self._unit_variance = takes_normalised_sound(Path(config.path))
         settings = self._model.config
-        if config.layers[-1] > settings.num_hidden_layers:
-            raise ValueError(
-                f"Wav2Vec2Config.layers asks for hidden state {config.layers[-1]}, "
-                f"the model in {config.path} ends at {settings.num_hidden_layers}"
-            )
         self._stride, self._span = 1, 1
         for kernel, stride in zip(settings.conv_kernel, settings.conv_stride, strict=True):
             self._span += (kernel - 1) * self._stride
@@ -261,8 +262,8 @@ class Wav2Vec2Extractor:
         Raises:
             ValueError: the waveform has another shape or no sample.
         """
-        _check_waveform(raw)
-        waveform = self._normalise(raw.float())
+        check_waveform(raw)
+        waveform = self._normalise(self._isolate(raw.float(), sample_rate=SAMPLE_RATE))
         waveform = torch.nn.functional.pad(waveform, (0, max(0, self._span - waveform.shape[1])))
         states = (waveform.shape[1] - self._span) // self._stride + 1
         rate = SAMPLE_RATE / self._stride
@@ -273,7 +274,9 @@ class Wav2Vec2Extractor:
         for start in range(0, states, core):
             stop = min(start + core, states)
             first, last = max(start - context, 0), min(stop + context, states)
-            heard = waveform[:, first * self._stride : (last - 1) * self._stride + self._span]
+            # Samples behind the last state count too: the group norm of base models takes its statistics over them.
+            end = waveform.shape[1] if last == states else (last - 1) * self._stride + self._span
+            heard = waveform[:, first * self._stride : end]
             hidden = self._model(heard, output_hidden_states=True).hidden_states
             chosen = torch.stack([hidden[layer] for layer in self.config.layers], dim=2)  # (B, n', layers, D)
             pieces.append(chosen[:, start - first : stop - first])
@@ -294,8 +297,13 @@ class Wav2Vec2Extractor:
 
     def _normalise(self, waveform: Tensor) -> Tensor:
         if self.config.loudness:
-            # Active speech ends up at unit level, the scale that the models were trained on.
-            return normalise_loudness(waveform, sample_rate=SAMPLE_RATE, target_db=0.0, quiet_db=self.config.quiet_db)
+            # Active speech ends up at the scale that the model was trained on: unit level, or that of a recording.
+            target_db = 0.0 if self._unit_variance else -23.0
+            return normalise_loudness(
+                waveform, sample_rate=SAMPLE_RATE, target_db=target_db, quiet_db=self.config.quiet_db
+            )
+        if not self._unit_variance:
+            return waveform
         mean = waveform.mean(-1, keepdim=True)
         variance = waveform.var(-1, keepdim=True, correction=0)
         return (waveform - mean) / torch.sqrt(variance + 1e-7)

@@ -66,6 +66,18 @@ def load_waveform(
         return _decode(file, path, sample_rate, max_seconds)
 
 
+def check_waveform(raw: Tensor) -> None:
+    """Refuse what no audio extractor takes.
+
+    Raises:
+        ValueError: ``raw`` is not ``(B, samples)``, has no sample, or one that is not finite.
+    """
+    if raw.ndim != 2 or raw.shape[1] < 1:
+        raise ValueError(f"waveform must be (B, samples >= 1), got {tuple(raw.shape)}")
+    if not torch.isfinite(raw).all():
+        raise ValueError("waveform has NaN or infinite samples; check the audio file")
+
+
 def _decode(file: BinaryIO, name: object, sample_rate: int, max_seconds: float) -> Tensor:
     import av
 
