@@ -1,0 +1,1 @@
+"""Text from frozen public language models: what large text-to-video backbones were trained on."""
