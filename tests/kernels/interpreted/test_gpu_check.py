@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ def check(monkeypatch):
     )
     monkeypatch.setattr(torch, "compile", lambda function: function)
     yield gpu_check, cases.Case
-    for name in ("cases", "gpu_check", "measure"):
-        sys.modules.pop(name)
+    for name in ("cases", "gpu_check", "measure", "plot"):
+        sys.modules.pop(name, None)
 
 
 def case(kind, **changes):
@@ -90,3 +91,20 @@ def test_a_red_op_shows_no_speed(check, tmp_path, monkeypatch):
     assert "| bad" not in text
     (lines,) = tmp_path.glob("*.jsonl")
     assert [json.loads(line)["op"] for line in lines.read_text().splitlines()] == ["x", "bad"]
+
+
+def test_the_plot_marks_every_measured_op(check):
+    gpu_check, kind = check
+    import plot
+
+    row = {
+        "op": "a<b",
+        "shape": "y",
+        "device": "G",
+        "status": "measured",
+        **gpu_check.measure(case(kind), "forward", 1e12),
+    }
+    picture = ElementTree.fromstring(plot.draw([row, {"status": "failed"}]))
+    assert len(picture.findall("{http://www.w3.org/2000/svg}circle")) == 1
+    with pytest.raises(ValueError, match="no measured row"):
+        plot.draw([{"status": "failed"}])
