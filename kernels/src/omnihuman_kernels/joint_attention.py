@@ -48,7 +48,8 @@ def _document(cu_ptr, batch, length, VARLEN: tl.constexpr):
     if VARLEN:
         start = tl.load(cu_ptr + batch)
         length = tl.load(cu_ptr + batch + 1) - start
-        return start.to(tl.int64), length
+        # An empty document at the end starts beyond the tensor, where a descriptor must not point.
+        return tl.where(length > 0, start, 0).to(tl.int64), length
     else:
         return tl.zeros((), tl.int64), length
 
@@ -89,8 +90,9 @@ def _load(
 @triton.jit
 def _describe(ptr, length, stride_l, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, TMA: tl.constexpr):
     if TMA:
+        # A descriptor without rows is not valid; nothing of the row that it then has is stored.
         return tl.make_tensor_descriptor(
-            ptr, shape=[length, HEAD_DIM], strides=[stride_l, 1], block_shape=[ROWS, HEAD_DIM]
+            ptr, shape=[tl.maximum(length, 1), HEAD_DIM], strides=[stride_l, 1], block_shape=[ROWS, HEAD_DIM]
         )
     else:
         return ptr
