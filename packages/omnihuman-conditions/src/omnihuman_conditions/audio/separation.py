@@ -36,7 +36,7 @@ class VoiceIsolation:
         if self.separator is None:
             return waveform
         try:
-            voice = self.separator(waveform.clone(), sample_rate=sample_rate)
+            voice: object = self.separator(waveform.clone(), sample_rate=sample_rate)
             if not isinstance(voice, Tensor) or voice.shape != waveform.shape:
                 raise ValueError(f"it must return a tensor of shape {tuple(waveform.shape)}")
             if not torch.isfinite(voice).all():

@@ -52,7 +52,7 @@ def load_wav2vec2(path: Path, *, last_state: int) -> Wav2Vec2Model:
     # Large models norm the state behind the very last layer only.
     if model.config.do_stable_layer_norm and last_state < depth:
         model.encoder.layer_norm = nn.Identity()
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def takes_normalised_sound(path: Path) -> bool:

@@ -75,7 +75,8 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return next(iter(self.model.parameters())).device
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
 
     def tokenize(self, texts: list[str], *, max_tokens: int, special_tokens: bool = True) -> tuple[Tensor, Tensor]:
         """Ids and mask ``(B, max_tokens)`` int64, padded on the right; longer texts are cut with a warning."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
@@ -90,7 +91,5 @@ def clean(text: str) -> str:
     Broken Unicode is repaired where the package ftfy is installed.
     """
     if find_spec("ftfy") is not None:
-        import ftfy
-
-        text = ftfy.fix_text(text)
+        text = import_module("ftfy").fix_text(text)
     return " ".join(html.unescape(html.unescape(text)).split())

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -68,8 +69,8 @@ class RtmlibExtractor:
             if path is not None and not Path(path).is_file():
                 raise ValueError(f"{name} model is not a local file: {path}; download the .onnx file yourself")
         try:
-            import onnxruntime  # noqa: F401
-            import rtmlib
+            import_module("onnxruntime")
+            rtmlib = import_module("rtmlib")
         except ImportError as error:
             raise ValueError("pose estimation needs rtmlib: pip install 'omnihuman-conditions[pose]'") from error
         self._pose = _load(rtmlib.RTMPose, config.pose, "pose", config.device)
