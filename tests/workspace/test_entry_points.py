@@ -9,10 +9,11 @@ import pytest
 from .members import MEMBERS
 
 GROUP = re.compile(
-    r"omnihuman\.(video_vae|backbone|feature_extractor|condition_encoder|ops|objective|state_dict_adapter)\.v\d+"
+    r"omnihuman\.(video_vae|backbone|feature_extractor|condition_encoder|ops|objective|state_dict_adapter"
+    r"|checkpoint_importer)\.v\d+"
 )
 # These groups hold functions; all others hold classes that are built from a config.
-FUNCTIONS = {"omnihuman.ops.v1", "omnihuman.state_dict_adapter.v1"}
+FUNCTIONS = {"omnihuman.ops.v1", "omnihuman.state_dict_adapter.v1", "omnihuman.checkpoint_importer.v1"}
 
 DECLARED = [
     (group, name, value)

@@ -10,7 +10,7 @@ import pytest
 from .members import MEMBERS, ROOT
 
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-CORE = ("activation", "checkpoint", "config", "contracts", "dropout", "flow", "mmdit", "model_dir", "ops")
+CORE = ("activation", "checkpoint", "config", "contracts", "dropout", "flow", "importing", "mmdit", "model_dir", "ops")
 CORE += ("plugins", "testing")
 
 PLANTS = [

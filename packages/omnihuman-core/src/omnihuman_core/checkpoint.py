@@ -14,6 +14,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Dtypes by their names in safetensors files."""
+
 
 class CheckpointError(ValueError):
     """A weight file is missing, truncated, no safetensors file, or does not fit the module."""
@@ -109,6 +123,33 @@ def load_safetensors(path: str | Path) -> dict[str, Tensor]:
     """
     with _opened(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def read_layout(path: str | Path) -> dict[str, Tensor]:
+    """Shapes and dtypes in the header of a file, as tensors on ``meta``; nothing else of it is read.
+
+    Raises:
+        CheckpointError: as :func:`load_safetensors`.
+    """
+    with _opened(path) as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        unknown = {part.get_dtype() for part in slices.values()} - DTYPES.keys()
+        if unknown:
+            raise CheckpointError(f"{path}: dtype {sorted(unknown)[0]} is not supported")
+        return {
+            key: torch.empty(part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta")
+            for key, part in slices.items()
+        }
+
+
+def read_tensors(path: str | Path, keys: Iterable[str]) -> dict[str, Tensor]:
+    """Some tensors of a file, as :func:`load_safetensors` gives them.
+
+    Raises:
+        CheckpointError: as :func:`load_safetensors`.
+    """
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in keys}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

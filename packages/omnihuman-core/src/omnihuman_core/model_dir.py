@@ -5,6 +5,9 @@
     DIR/model.toml                      index
     DIR/<component>/config.toml         strict config of the component
     DIR/<component>/model.safetensors   absent for components without weights
+
+A text in ``config.toml`` that begins with ``./`` is a path inside the component's folder, so that a directory which
+holds a public model can be moved.
 """
 
 from __future__ import annotations
@@ -314,7 +317,7 @@ def _load(
     made_by = plugin(COMPONENTS[name], entry.plugin)
     table = read_toml(path)
     try:
-        config = from_table(made_by.config_class, table)
+        config = from_table(made_by.config_class, _resolved(table, path.parent))
     except ValueError as error:
         raise ModelDirError(f"{path}: {error}") from None
     extra = {"ops": resolve_ops(ops)} if name == "backbone" else {}
@@ -346,6 +349,18 @@ def _load_weights(made_by: Any, config: Any, extra: Mapping[str, Any], weights: 
         made = made_by(config, **extra)
         load_state(made, weights, dtype=dtype)
     return made
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """The values of a config with each ``./`` path made absolute."""
+    if isinstance(value, Mapping):
+        return {key: _resolved(item, folder) for key, item in value.items()}
+    if not isinstance(value, str) or not value.startswith("./"):
+        return value
+    path = (folder / value).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"path {value!r} leads out of the component's folder")
+    return str(path)
 
 
 def _on_meta(module: nn.Module) -> bool:

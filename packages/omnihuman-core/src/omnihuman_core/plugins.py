@@ -22,6 +22,7 @@ KINDS = (
     "ops",
     "objective",
     "state_dict_adapter",
+    "checkpoint_importer",
 )
 
 

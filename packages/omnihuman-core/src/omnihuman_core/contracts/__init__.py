@@ -10,6 +10,7 @@ from omnihuman_core.contracts.conditioning import (
     TextCondition,
 )
 from omnihuman_core.contracts.encoder import AudioFeatures, ConditionEncoder, FeatureExtractor, TextFeatures
+from omnihuman_core.contracts.importer import CheckpointImporter, ImportedComponent
 from omnihuman_core.contracts.latents import LatentSpec
 from omnihuman_core.contracts.objective import LossOutput, Objective
 from omnihuman_core.contracts.ops import Ops, Segments
@@ -22,9 +23,11 @@ __all__ = [
     "AudioFeatures",
     "Backbone",
     "BackboneSpec",
+    "CheckpointImporter",
     "ConditionEncoder",
     "Conditioning",
     "FeatureExtractor",
+    "ImportedComponent",
     "LatentSpec",
     "LossOutput",
     "MotionCondition",

@@ -1,0 +1,214 @@
+"""Components read from public files or from a model directory, and written to a model directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from omnihuman_core.config import from_table, read_toml, to_toml
+from omnihuman_core.contracts.importer import ImportedComponent
+from omnihuman_core.importing.files import PublicCheckpointError
+from omnihuman_core.importing.streaming import stored, write_stream
+from omnihuman_core.model_dir import (
+    COMPONENTS,
+    CONFIG,
+    FORMAT,
+    INDEX,
+    WEIGHTS,
+    ComponentEntry,
+    GenerationSettings,
+    ModelDirError,
+    ModelIndex,
+    load_component,
+    read_index,
+)
+from omnihuman_core.plugins import group, installed, plugin
+
+GENERATION = GenerationSettings(
+    segment_frames=129,
+    motion_frames=5,
+    area=480 * 832,
+    max_aspect=16 / 9,
+    size_multiple=32,
+    num_steps=50,
+    guidance_scale=6.5,
+    guidance_schedule="constant",
+    guidance_end_scale=6.5,
+    sigma_shift=7.0,
+    sampler="euler",
+)
+"""For a model that starts from public weights: the lengths and shifts of public bases at 480p, the paper's scale."""
+
+
+def read_public(source: str | Path, *, only: Sequence[str] = ()) -> list[ImportedComponent]:
+    """Components that a downloaded file or directory holds, by every installed importer.
+
+    Args:
+        source: A model's folder, a whole pipeline, or one weight file.
+        only: Names of the components that are wanted; empty for all.
+
+    Raises:
+        ValueError: nothing known is there, something is damaged, or a wanted component is absent; one line.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise PublicCheckpointError(f"{source}: no such file or directory")
+    unknown = [name for name in only if name not in COMPONENTS]
+    if unknown:
+        raise PublicCheckpointError(f"unknown component {unknown[0]!r}; known are {', '.join(COMPONENTS)}")
+    names = sorted(installed("checkpoint_importer"))
+    found = [part for name in names for part in plugin("checkpoint_importer", name)(source)]
+    if not found:
+        raise PublicCheckpointError(
+            f"{source}: holds no checkpoint that is known; installed importers are {', '.join(names) or 'none'}"
+        )
+    absent = [name for name in only if name not in {part.component for part in found}]
+    if absent:
+        held = ", ".join(part.component for part in found)
+        raise PublicCheckpointError(f"{source}: holds no {absent[0]}; it holds {held}")
+    return [part for part in found if not only or part.component in only]
+
+
+def read_model_dir(directory: str | Path) -> list[ImportedComponent]:
+    """Components of a model directory of ours, so that they can be changed and written to another one.
+
+    Raises:
+        ValueError: as :func:`~omnihuman_core.model_dir.read_index`, or a damaged file.
+    """
+    parts = []
+    for name, entry in read_index(directory).components.items():
+        folder = Path(directory) / name
+        config = from_table(plugin(COMPONENTS[name], entry.plugin).config_class, read_toml(folder / CONFIG))
+        like, tensors = stored(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else ({}, lambda: iter(()))
+        files = {
+            str(file.relative_to(folder)): file
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and file not in (folder / CONFIG, folder / WEIGHTS)
+        }
+        parts.append(
+            ImportedComponent(
+                component=name, plugin=entry.plugin, config=config, like=like, tensors=tensors, files=files
+            )
+        )
+    return parts
+
+
+def write_components(
+    directory: str | Path,
+    components: Sequence[ImportedComponent],
+    *,
+    name: str,
+    version: str = "0",
+    generation: GenerationSettings = GENERATION,
+    dtype: torch.dtype | None = None,
+) -> ModelIndex:
+    """Write components to a new model directory, or add them to one that exists; all of them or none.
+
+    A component of the same name is replaced. Components that come with files of their own are built once from what was
+    written, before anything takes its place: a damaged file among them is found here.
+
+    Args:
+        directory: Made if needed.
+        components: At most one of each name.
+        name: Name of a new model; one that exists keeps its own.
+        version: Version of a new model.
+        generation: How a new model is used.
+        dtype: Dtype of floating weights; None keeps theirs.
+
+    Raises:
+        ValueError: two components of one name, a directory that holds something else, or weights that do not fit.
+    """
+    directory = Path(directory)
+    names = [part.component for part in components]
+    twice = [part for part in names if names.count(part) > 1]
+    if twice:
+        raise PublicCheckpointError(f"the source holds {twice[0]} more than once; point at one of them")
+    index = _old_index(directory) or ModelIndex(
+        format=FORMAT, name=name, version=version, generation=generation, components={}
+    )
+    for part in components:
+        index.components[part.component] = _entry(part)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".part", dir=directory.parent))
+    except OSError as error:
+        raise ModelDirError(f"{directory}: cannot be written ({error.strerror})") from error
+    try:
+        new = staging / "new"
+        new.mkdir()
+        for part in components:
+            _write(new / part.component, part, dtype)
+        fresh = ModelIndex(
+            format=FORMAT,
+            name=index.name,
+            version=index.version,
+            generation=index.generation,
+            components={part: index.components[part] for part in names},
+        )
+        (new / INDEX).write_text(to_toml(fresh), encoding="utf-8")
+        for part in components:
+            if part.files:
+                load_component(new, part.component)
+        (new / INDEX).write_text(to_toml(index), encoding="utf-8")
+        _put_in_place(new, directory, staging / "old")
+    except OSError as error:
+        raise ModelDirError(f"{directory}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return index
+
+
+def _old_index(directory: Path) -> ModelIndex | None:
+    if (directory / INDEX).is_file():
+        return read_index(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ModelDirError(f"{directory}: exists and is no model directory; choose another one or empty it")
+    return None
+
+
+def _entry(part: ImportedComponent) -> ComponentEntry:
+    kind = COMPONENTS[part.component]
+    plugin(kind, part.plugin)
+    distribution = installed(kind)[part.plugin].dist
+    return ComponentEntry(
+        group=group(kind),
+        plugin=part.plugin,
+        package=distribution.name if distribution else "",
+        package_version=distribution.version if distribution else "",
+    )
+
+
+def _write(folder: Path, part: ImportedComponent, dtype: torch.dtype | None) -> None:
+    folder.mkdir()
+    (folder / CONFIG).write_text(to_toml(part.config), encoding="utf-8")
+    for name, file in part.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)
+    if part.like:
+        write_stream(folder / WEIGHTS, part.like, part.tensors(), dtype=dtype)
+
+
+def _put_in_place(new: Path, directory: Path, old: Path) -> None:
+    """Move what is in ``new`` to ``directory``, the index last; what was there goes back where a move fails."""
+    if not directory.exists():
+        os.replace(new, directory)
+        return
+    old.mkdir()
+    moved: list[str] = []
+    try:
+        for entry in sorted(new.iterdir(), key=lambda path: path.name == INDEX):
+            if (directory / entry.name).exists():
+                os.replace(directory / entry.name, old / entry.name)
+            moved.append(entry.name)
+            os.replace(entry, directory / entry.name)
+    except OSError:
+        for name in moved:
+            shutil.rmtree(directory / name, ignore_errors=True)
+            if (old / name).exists():
+                os.replace(old / name, directory / name)
+        raise
