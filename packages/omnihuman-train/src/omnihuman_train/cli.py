@@ -1,4 +1,4 @@
-"""``omnihuman-train``: run a recipe."""
+"""``omnihuman-train``: run a recipe, or make a model to start from."""
 
 from __future__ import annotations
 
@@ -20,33 +20,53 @@ def parser() -> argparse.ArgumentParser:
         "--parts", default="render,vae,encode,decoder,backbone,export", help="parts to run, in order (default: all)"
     )
     run.add_argument("--trial", type=int, metavar="N", help="cut the VAE and every stage to at most N steps")
+    run.set_defaults(run=_run)
+    init = commands.add_parser("init", help="give a pretrained text-to-video backbone audio, pose and reference paths")
+    init.add_argument("--base", required=True, type=Path, metavar="DIR", help="published weights or a model directory")
+    init.add_argument("--out", required=True, type=Path, metavar="DIR", help="model directory to write")
+    init.add_argument("--set", action="append", default=[], metavar="A=B", help="change one field of InitConfig")
+    init.set_defaults(run=_init)
     return top
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from omnihuman_core.config import load_function, override
+    from omnihuman_train.config import TrainConfig
+    from omnihuman_train.runs import PARTS, run, shortened
+
+    parts = arguments.parts.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"--parts: unknown {unknown}; known are {list(PARTS)}")
+    config = load_function(arguments.config)()
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"--config {arguments.config}: must return a TrainConfig, got {type(config).__name__}")
+    config = override(config, arguments.set)
+    if arguments.trial is not None:
+        config = shortened(config, arguments.trial)
+    run(config, arguments.out, parts)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from omnihuman_core.config import override
+    from omnihuman_train.init import InitConfig, initialise
+
+    index = initialise(arguments.base, arguments.out, override(InitConfig(), arguments.set))
+    print(f"{arguments.out}: {', '.join(index.components)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, 2 where something is wrong (one line says what), 130 where the user stopped it."""
     arguments = parser().parse_args(argv)
-    # Torch takes seconds to import; --help shall not.
-    from omnihuman_core.config import load_function, override
-    from omnihuman_train.config import TrainConfig
-    from omnihuman_train.runs import PARTS, run, shortened
-
     try:
-        parts = arguments.parts.split(",")
-        unknown = [part for part in parts if part not in PARTS]
-        if unknown:
-            raise ValueError(f"--parts: unknown {unknown}; known are {list(PARTS)}")
-        config = load_function(arguments.config)()
-        if not isinstance(config, TrainConfig):
-            raise ValueError(f"--config {arguments.config}: must return a TrainConfig, got {type(config).__name__}")
-        config = override(config, arguments.set)
-        if arguments.trial is not None:
-            config = shortened(config, arguments.trial)
-        run(config, arguments.out, parts)
+        # Torch takes seconds to import; --help shall not.
+        arguments.run(arguments)
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"omnihuman-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("omnihuman-train: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = arguments.command == "run"
+        hint = "the same command goes on from the last checkpoint" if goes_on else "nothing was written"
+        print(f"omnihuman-train: stopped; {hint}", file=sys.stderr)
         return 130
     return 0
