@@ -329,7 +329,10 @@ def _load(
         made = made_by(config, **extra)
     else:
         made = _load_weights(made_by, config, extra, weights, dtype)
-    return made.to(device=device).eval() if isinstance(made, nn.Module) else made
+    if isinstance(made, nn.Module):
+        return made.to(device=device).eval()
+    # Extractors that hold a model of another library say where it runs.
+    return made.to(device) if hasattr(made, "to") else made
 
 
 # Below this many bytes a component is built in memory before its weights are read: faster than on the meta device, whose

@@ -1,4 +1,4 @@
-"""The command line: ``omnihuman-infer generate`` and ``omnihuman-infer info``.
+"""The command line: ``omnihuman-infer generate``, ``info``, ``convert``, ``doctor`` and ``pose``.
 
 Nothing heavy is imported before arguments, files and model names are checked: a wrong request ends in one line and exit
 code 2 at once.
@@ -23,14 +23,14 @@ from omnihuman_infer.request import GenerateRequest, NegativeAudio, RequestError
 if TYPE_CHECKING:
     from omnihuman_infer.pipeline import OnProgress
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAULTS, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 on success, 2 on bad input, 130 after Ctrl-C.
+        0 on success, 1 where ``doctor`` finds a fault, 2 on bad input, 130 after Ctrl-C.
     """
     try:
         arguments = _parser().parse_args(argv)
@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="show what a model directory holds")
     info.add_argument("model", help="name of a shipped model, or a model directory")
     info.set_defaults(run=_info)
+    _add_convert(commands.add_parser("convert", help="make a model directory of published weights, or add to one"))
+    doctor = commands.add_parser("doctor", help="show what a directory lacks and how this machine runs it")
+    doctor.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="model directory or published weights")
+    doctor.set_defaults(run=_doctor)
+    _add_pose(commands.add_parser("pose", help="find the keypoints of the person in a video"))
     return parser
 
 
@@ -82,6 +87,26 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--allow-silence", action="store_true", help="accept a silent recording")
     add("--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=_generate)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", type=Path, metavar="SRC", help="published folder, whole pipeline, or weight file")
+    add("--out", required=True, type=Path, metavar="DIR", help="model directory to write or to add to")
+    add("--component", action="append", default=[], metavar="NAME", help="take this component only; may be repeated")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights (default: theirs)")
+    add("--trust-pickle", action="store_true", help="read pickled weights, in a process of their own")
+    parser.set_defaults(run=_convert)
+
+
+def _add_pose(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("video", type=Path, metavar="VIDEO", help="video of one person, or of one best seen in the first frame")
+    add("--out", required=True, type=Path, metavar="K.json", help="keypoint file to write (.json, .npz, .safetensors)")
+    add("--preview", type=Path, metavar="P.mp4", help="copy of the video with the skeleton drawn on it")
+    add("--models", required=True, type=Path, metavar="DIR", help="directory of the .onnx files")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where they run (default: %(default)s)")
+    parser.set_defaults(run=_pose)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -205,6 +230,46 @@ def _info(arguments: argparse.Namespace) -> int:
     from omnihuman_infer.describe import describe
 
     print(describe(directory))
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from omnihuman_infer.convert import convert
+
+    with _terminate_cleanly(), _notes(quiet=False):
+        index = convert(
+            arguments.source,
+            arguments.out,
+            only=arguments.component,
+            dtype=arguments.dtype,
+            trust_pickle=arguments.trust_pickle,
+        )
+    print(f"{arguments.out}: {', '.join(index.components)}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from omnihuman_infer.doctor import examine
+
+    if arguments.directory is not None and not arguments.directory.exists():
+        raise RequestError(f"directory: {arguments.directory} does not exist")
+    report = examine(arguments.directory)
+    print(report.text)
+    return FAULTS if report.faults else 0
+
+
+def _pose(arguments: argparse.Namespace) -> int:
+    from omnihuman_infer.pose import estimate
+
+    with _terminate_cleanly():
+        frames = estimate(
+            arguments.video,
+            arguments.out,
+            models=arguments.models,
+            preview=arguments.preview,
+            device=arguments.device,
+        )
+    print(f"{arguments.out}: {frames} frames")
     return 0
 
 

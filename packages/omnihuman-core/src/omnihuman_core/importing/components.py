@@ -153,7 +153,7 @@ def write_components(
         (new / INDEX).write_text(to_toml(fresh), encoding="utf-8")
         for part in components:
             if part.files:
-                load_component(new, part.component)
+                _check_files(new, part)
         (new / INDEX).write_text(to_toml(index), encoding="utf-8")
         _put_in_place(new, directory, staging / "old")
     except OSError as error:
@@ -191,6 +191,17 @@ def _write(folder: Path, part: ImportedComponent, dtype: torch.dtype | None) -> 
         shutil.copyfile(file, folder / name)
     if part.like:
         write_stream(folder / WEIGHTS, part.like, part.tensors(), dtype=dtype)
+
+
+def _check_files(new: Path, part: ImportedComponent) -> None:
+    """Build a component from the files that came with it; errors name the files they were copied from."""
+    try:
+        load_component(new, part.component)
+    except ValueError as error:
+        message = str(error)
+        for name, file in part.files.items():
+            message = message.replace(str((new / part.component / name).parent), str(file.parent))
+        raise PublicCheckpointError(message) from None
 
 
 def _put_in_place(new: Path, directory: Path, old: Path) -> None:
