@@ -33,6 +33,8 @@ class TestHunyuanVideo15(VideoVAEConformance):
     # Its mask is built position by position in Python.
     latent_frames = 3
     latent_size = (1, 2)
+    # Sums of other lengths when frames are added: rounding of the public implementation, not of ours.
+    tolerance = 1e-4
 
     @pytest.fixture
     def vae(self) -> DiffusersVideoVAE:

@@ -25,7 +25,7 @@ SLAB_VALUES = 1 << 25
 
 
 def slabs(x: Tensor, *, multiple: int = 1, alone: int = 0) -> Iterator[tuple[int, int]]:
-    """Bounds of slabs of ``(B, C, T, H, W)`` along time: ``alone + k * multiple`` frames first, then ``k * multiple``."""
+    """Bounds of slabs of ``(B, C, T, H, W)`` in time: ``alone + k * multiple`` frames first, then ``k * multiple``."""
     frames = x.shape[2]
     size = max(SLAB_VALUES // max(x[:, :, 0].numel(), 1) // multiple, 1) * multiple
     start = 0
@@ -62,32 +62,36 @@ def causal_conv(
     Returns:
         ``(B, C_out, T', H', W')``; with a temporal stride of 2 the first frame of a clip stands alone.
     """
+    if conv.kernel_size == (1, 1, 1) and prepare is None:
+        return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)  # (B, C_out, T, H, W)
     time, height, width = conv.kernel_size
     stride = conv.stride[0]
     earlier = None if cache is None else cache.get(owner)
     starts = earlier is None
     frames = x.shape[2] if stride == 1 else (x.shape[2] + (1 if starts else 0)) // stride
     size = (x.shape[3] // conv.stride[1], x.shape[4] // conv.stride[2])
-    out = channels_last(x, conv.out_channels, frames, *size)
+    rows, columns = (height // 2, width // 2) if border == "replicate" else (0, 0)
+    padding = (0, height // 2 - rows, width // 2 - columns)
+    out: Tensor | None = None
     done = 0
     for start, stop in slabs(x, multiple=stride, alone=1 if starts and stride > 1 else 0):
         slab = x[:, :, start:stop]
         if prepare is not None:
             slab = prepare(slab)
         if time > 1:
-            if earlier is None:
-                first = slab[:, :, :1]
-                earlier = (torch.zeros_like(first) if border == "zeros" else first).expand(-1, -1, time - 1, -1, -1)
-            slab = torch.cat([earlier, slab], dim=2)
-            # A copy, so that what is carried does not keep the whole slab alive.
-            earlier = slab[:, :, slab.shape[2] - (time - stride) :].clone()
-        padding = (0, height // 2, width // 2)
-        if border == "replicate" and height > 1:
-            slab = _replicate(slab, height // 2, width // 2)
-            padding = (0, 0, 0)
+            earlier = _before(slab, time - 1, border) if earlier is None else earlier
+            carried = _last(earlier, slab, time - stride)
+            slab = _surrounded(earlier, slab, rows, columns)
+            earlier = carried
         piece = F.conv3d(slab, conv.weight, conv.bias, conv.stride, padding)
+        if piece.shape[2] == frames:
+            out = piece
+            break
+        if out is None:
+            out = channels_last(x, conv.out_channels, frames, *size)
         out[:, :, done : done + piece.shape[2]] = piece
         done += piece.shape[2]
+    assert out is not None
     if cache is not None and earlier is not None:
         cache[owner] = earlier
     return out
@@ -140,12 +144,12 @@ def upsample_conv(
     for start, stop in slabs(x):
         slab = x[:, :, start:stop]
         if time > 1:
-            if earlier is None:
-                first = slab[:, :, :1]
-                earlier = (torch.zeros_like(first) if border == "zeros" else first).expand(-1, -1, time - 1, -1, -1)
-            slab = torch.cat([earlier, slab], dim=2)
-            earlier = slab[:, :, slab.shape[2] - (time - 1) :].clone()
-        slab = _replicate(slab, 1, 1) if border == "replicate" else F.pad(slab, (1, 1, 1, 1))
+            earlier = _before(slab, time - 1, border) if earlier is None else earlier
+            carried = _last(earlier, slab, time - 1)
+            slab = _surrounded(earlier, slab, 1, 1, zeros=border == "zeros")
+            earlier = carried
+        else:
+            slab = _surrounded(None, slab, 1, 1, zeros=border == "zeros")
         for (row, column), plane in planes.items():
             piece = F.conv3d(slab[..., row : row + height + 1, column : column + width + 1], plane, bias)
             out[:, start:stop, :, :, row, :, column] = rearrange(
@@ -170,6 +174,33 @@ def _odd(kernel: Tensor, dim: int) -> Tensor:
     return torch.stack([first + second, third], dim)
 
 
-def _replicate(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Repeat the border of ``(B, C, T, H, W)``: ``rows`` above and below, ``columns`` left and right."""
-    return F.pad(x, (columns, columns, rows, rows, 0, 0), mode="replicate")
+def _before(slab: Tensor, frames: int, border: Border) -> Tensor:
+    """What lies before a clip, ``(B, C, frames, H, W)``."""
+    first = slab[:, :, :1]
+    return (torch.zeros_like(first) if border == "zeros" else first).expand(-1, -1, frames, -1, -1)
+
+
+def _last(earlier: Tensor, slab: Tensor, frames: int) -> Tensor:
+    """Copy of the last frames: a view would keep the whole slab alive."""
+    missing = frames - slab.shape[2]
+    if missing <= 0:
+        return slab[:, :, slab.shape[2] - frames :].clone()
+    return torch.cat([earlier[:, :, earlier.shape[2] - missing :], slab], dim=2)
+
+
+def _surrounded(earlier: Tensor | None, slab: Tensor, rows: int, columns: int, *, zeros: bool = False) -> Tensor:
+    """``slab`` behind ``earlier`` with a border of zeros, or of the nearest position; one copy, channels last."""
+    _, channels, frames, height, width = slab.shape
+    before = 0 if earlier is None else earlier.shape[2]
+    x = channels_last(slab, channels, before + frames, height + 2 * rows, width + 2 * columns)
+    inner = x[..., rows : rows + height, columns : columns + width]
+    if earlier is not None:
+        inner[:, :, :before] = earlier
+    inner[:, :, before:] = slab
+    if rows:
+        x[..., :rows, :] = 0 if zeros else x[..., rows : rows + 1, :]
+        x[..., rows + height :, :] = 0 if zeros else x[..., rows + height - 1 : rows + height, :]
+    if columns:
+        x[..., :columns] = 0 if zeros else x[..., columns : columns + 1]
+        x[..., columns + width :] = 0 if zeros else x[..., columns + width - 1 : columns + width]
+    return x

@@ -39,10 +39,19 @@ class ClipNorm(nn.GroupNorm):
         """
         earlier = None if cache is None else cache.get(self)
         for start, stop in slabs(x):
-            values = rearrange(x[:, :, start:stop], "b (g c) t h w -> b (t h w) g c", g=self.num_groups)
-            variance, mean = torch.var_mean(values.float(), dim=(1, 3), correction=0)  # (B, groups) each
-            count = torch.full_like(mean, values.shape[1] * values.shape[3])
-            earlier = _merge(earlier, torch.stack([count, mean, variance * count]))
+            values = rearrange(x[:, :, start:stop], "b c t h w -> b (t h w) c").float()  # (B, L, C)
+            # Channel by channel first: a reduction over rows, several times as fast as one over groups.
+            mean = values.mean(dim=1, keepdim=True)  # (B, 1, C)
+            squares = (values - mean).square().sum(dim=1)  # (B, C)
+            mean, squares = (
+                rearrange(value, "b ... (g c) -> b ... g c", g=self.num_groups) for value in (mean, squares)
+            )
+            mean = mean[:, 0]  # (B, groups, C / groups)
+            center = mean.mean(dim=2, keepdim=True)
+            squares = squares.sum(dim=2) + values.shape[1] * (mean - center).square().sum(dim=2)  # (B, groups)
+            count = torch.full_like(squares, values[0].numel() / self.num_groups)
+            piece = torch.stack([count, center[:, :, 0], squares])  # (3, B, groups)
+            earlier = _merge(earlier, piece)
         assert earlier is not None
         if cache is not None:
             cache[self] = earlier
