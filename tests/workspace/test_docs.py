@@ -216,6 +216,7 @@ CONTRACTS = {
     "Backbone": "backbone",
     "ConditionEncoder": "encoder",
     "StateDictAdapter": "state_dict",
+    "CheckpointImporter": "importer",
 }
 
 
