@@ -168,6 +168,17 @@ def test_the_authors_single_file(tmp_path: Path) -> None:
         assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())
 
 
+def test_the_authors_file_of_a_vae(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omnihuman_vae.adapters import WanVAEOriginalAdapter, load, loading
+
+    vae = load(pipeline / "vae")
+    monkeypatch.setattr(loading, "wan_2_1", lambda: vae.config)
+    torch.save(WanVAEOriginalAdapter(vae.config).from_native(vae.state_dict()), tmp_path / "Wan2.1_VAE.pth")
+    converts(tmp_path / "Wan2.1_VAE.pth", "--out", tmp_path / "out", "--trust-pickle")
+    got = load_component(tmp_path / "out", "vae").state_dict()
+    assert all(torch.equal(value, got[key]) for key, value in vae.state_dict().items())
+
+
 def test_image_to_video_by_channels(tmp_path: Path) -> None:
     public = save_hunyuan_transformer(tmp_path / "i2v", in_channels=9, image_condition_type="latent_concat")
     converts(tmp_path / "i2v", "--out", tmp_path / "out")

@@ -173,6 +173,18 @@ def test_bad_bases_are_one_line_and_leave_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+def test_pickles_are_left_to_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_hunyuan_transformer(tmp_path / "base")
+    weights = tmp_path / "base" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    for base in (tmp_path / "base", weights.with_suffix(".bin")):
+        assert main(["init", "--base", str(base), "--out", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "diffusion_pytorch_model.bin is a pickle" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_extended_is_refused(
     base: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,9 +13,9 @@ from typing import Literal
 
 import torch
 
-from omnihuman_core.importing import read_json, read_public, write_components
+from omnihuman_core.importing import PICKLES, read_json, read_public, write_components
 from omnihuman_core.model_dir import ModelIndex
-from omnihuman_infer.convert_pickle import PICKLES, unpickle
+from omnihuman_infer.convert_pickle import unpickle
 from omnihuman_infer.request import RequestError
 
 Precision = Literal["float32", "bfloat16", "float16"]

@@ -13,8 +13,6 @@ from typing import Any
 
 from omnihuman_infer.request import RequestError
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
 # Where published files put the weights among other things.
 _WRAPPERS = ("module", "state_dict", "model_state_dict", "model", "ema")
 

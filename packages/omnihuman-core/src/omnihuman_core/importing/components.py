@@ -12,7 +12,7 @@ import torch
 
 from omnihuman_core.config import from_table, read_toml, to_toml
 from omnihuman_core.contracts.importer import ImportedComponent
-from omnihuman_core.importing.files import PublicCheckpointError
+from omnihuman_core.importing.files import PublicCheckpointError, refuse_pickles
 from omnihuman_core.importing.streaming import stored, write_stream
 from omnihuman_core.model_dir import (
     COMPONENTS,
@@ -64,6 +64,7 @@ def read_public(source: str | Path, *, only: Sequence[str] = ()) -> list[Importe
     names = sorted(installed("checkpoint_importer"))
     found = [part for name in names for part in plugin("checkpoint_importer", name)(source)]
     if not found:
+        refuse_pickles(source)
         raise PublicCheckpointError(
             f"{source}: holds no checkpoint that is known; installed importers are {', '.join(names) or 'none'}"
         )

@@ -10,6 +10,9 @@ from typing import Any
 # A larger file is a weight file or worse under the wrong name.
 MAX_JSON_BYTES = 64 << 20
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of weight files in a format that can carry code."""
+
 
 class PublicCheckpointError(ValueError):
     """Published files are missing, incomplete, damaged, or of another model."""
@@ -45,6 +48,21 @@ def settings(folder: Path) -> Mapping[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def refuse_pickles(source: Path) -> None:
+    """Say what to do where a file, or a folder without safetensors, holds pickled weights.
+
+    Raises:
+        PublicCheckpointError: it does.
+    """
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    pickles = [file for file in files if file.suffix in PICKLES]
+    if pickles:
+        raise PublicCheckpointError(
+            f"{pickles[0]} is a pickle, a format that can carry code; look for safetensors, or run "
+            "omnihuman-infer convert --trust-pickle if you trust who made it"
+        )
+
+
 def weight_files(directory: str | Path, name: str) -> list[Path]:
     """The safetensors files of a folder: the one of this name, or the shards that its index lists.
 
@@ -60,6 +78,7 @@ def weight_files(directory: str | Path, name: str) -> list[Path]:
     index = root / f"{name}.index.json"
     if not index.is_file():
         if not (root / name).is_file():
+            refuse_pickles(root)
             raise PublicCheckpointError(f"{root}: has neither {name} nor {index.name}; download the folder again")
         return [root / name]
     shards = read_json(index).get("weight_map")
