@@ -1,6 +1,6 @@
 """Frames of one or more videos in one picture, a row each.
 
-    python examples/contact_sheet.py out/demo.mp4 --out docs/images/demo.png --columns 8 --scale 2
+python examples/contact_sheet.py out/demo.mp4 --out docs/images/demo.png --columns 8 --scale 2
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws the picture and the voice of the demo: a held-out character, larger than the model's own size.
 
-    python examples/assets/make_assets.py
+python examples/assets/make_assets.py
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import wave
 from pathlib import Path
 
 import torch
-from omnihuman_train.data.characters import SAMPLE_RATE, make_clip, split_seed
 from PIL import Image
+
+from omnihuman_train.data.characters import SAMPLE_RATE, make_clip, split_seed
 
 HERE = Path(__file__).parent
 

@@ -335,8 +335,8 @@ def _load(
     return made.to(device) if hasattr(made, "to") else made
 
 
-# Below this many bytes a component is built in memory before its weights are read: faster than on the meta device, whose
-# initialisers import a compiler. Larger ones never exist twice.
+# Below this many bytes a component is built in memory before its weights are read: faster than on the meta device,
+# whose initialisers import a compiler. Larger ones never exist twice.
 _SMALL = 256 * 2**20
 
 

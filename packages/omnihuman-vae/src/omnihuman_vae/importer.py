@@ -51,7 +51,11 @@ def _dtype(files: Sequence[Path]) -> torch.dtype:
 
 
 def _component(vae: Any) -> ImportedComponent:
-    names: dict[type[nn.Module], str] = {WanVAE: "wan", HunyuanVideoVAE: "hunyuan_video", DiffusersVideoVAE: "diffusers"}
+    names: dict[type[nn.Module], str] = {
+        WanVAE: "wan",
+        HunyuanVideoVAE: "hunyuan_video",
+        DiffusersVideoVAE: "diffusers",
+    }
     state = vae.state_dict()
     return ImportedComponent(
         component="vae",

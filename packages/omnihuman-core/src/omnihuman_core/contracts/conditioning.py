@@ -147,7 +147,8 @@ class Conditioning:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
         """Apply ``function`` to every tensor."""
-        return replace(self, **{name: part.map(function) for name, part in self.parts().items()})
+        changed: dict[str, Any] = {name: part.map(function) for name, part in self.parts().items()}
+        return replace(self, **changed)
 
     def to(self, *args: Any, **kwargs: Any) -> Conditioning:
         """Move or cast every floating tensor; masks keep their dtype."""

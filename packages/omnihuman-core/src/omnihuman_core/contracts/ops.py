@@ -1,11 +1,12 @@
 """Contract of the ops that a kernel package may replace: one frozen bundle, resolved once, at model construction.
 
-Layouts: ``(B, L, N, K)`` for heads, ``(B, L, D)`` for tokens. *Segments*: tokens that share one modulation lie side by
-side; ``segments`` gives their lengths, in order, and a modulation tensor has one row a segment, ``(B, len(segments), D)``.
+Layouts: ``(B, L, N, K)`` for heads, ``(B, L, D)`` for tokens. *Segments*: tokens that share one modulation lie side
+by side; ``segments`` gives their lengths, in order, and a modulation tensor has one row a segment,
+``(B, len(segments), D)``.
 
-Registered under ``omnihuman.ops.v1`` as a function without arguments that returns :class:`Ops`. Every op agrees with the
-eager reference of ``omnihuman_core.ops`` within twice the error that the reference itself makes at the same precision
-(``omnihuman_core.testing.ops``), forward and backward.
+Registered under ``omnihuman.ops.v1`` as a function without arguments that returns :class:`Ops`. Every op agrees with
+the eager reference of ``omnihuman_core.ops`` within twice the error that the reference itself makes at the same
+precision (``omnihuman_core.testing.ops``), forward and backward.
 
 Stability: 1.
 """
@@ -24,7 +25,7 @@ class Attention(Protocol):
     """Non-causal softmax attention, scale ``K ** -0.5``."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """``q (B, L, N, K)``, ``k, v (B, M, N, K)``, ``mask (B, M)`` bool, true where a key counts -> ``(B, L, N, K)``."""
+        """``q (B, L, N, K)``, ``k, v (B, M, N, K)``, ``mask (B, M)`` true where a key counts -> ``(B, L, N, K)``."""
         ...
 
 

@@ -6,10 +6,10 @@ Invariants (each is a test of the same number in ``omnihuman_core.testing.vae``)
 
 1. ``encode`` maps ``(B, 3, T, H, W)`` to ``(B, *latent_spec.latent_shape(T, H, W))``.
 2. ``decode`` maps latents back to ``(B, 3, T, H, W)``, finite, of the input's dtype.
-3. Latents are *final*: normalised with the VAE's own constants, so that they are what the backbone sees. Nobody scales
-   them again; ``decode`` takes them as ``encode`` gives them.
-4. Causality: latent frame ``i`` does not depend on pixel frames after its own, and decoded frames do not depend on later
-   latent frames.
+3. Latents are *final*: normalised with the VAE's own constants, so that they are what the backbone sees. Nobody
+   scales them again; ``decode`` takes them as ``encode`` gives them.
+4. Causality: latent frame ``i`` does not depend on pixel frames after its own, and decoded frames do not depend on
+   later latent frames.
 5. Streaming: ``decode_stream`` over any split of the latents along time yields the frames of ``decode`` (within the
    tolerance the VAE declares in ``streaming_tolerance``; ``None`` says that it cannot stream exactly).
 6. ``encode`` is deterministic unless a generator is given; with a generator it samples the posterior.
@@ -39,7 +39,7 @@ class VideoVAE(Protocol):
 
     @property
     def streaming_tolerance(self) -> float | None:
-        """Largest absolute difference between streamed and whole decoding in fp32; None where streaming is not exact."""
+        """Largest absolute difference of streamed and whole decoding in fp32; None where streaming is not exact."""
         ...
 
     def encode(self, video: Tensor, *, generator: Generator | None = None) -> Tensor:
