@@ -6,7 +6,7 @@ HATCH := .venv/bin/hatch
 # Keeps every environment inside the checkout, so that deleting the folder deletes all of it.
 export HATCH_DATA_DIR := $(CURDIR)/.hatch
 
-.PHONY: demo test check bench build
+.PHONY: demo test check bench build gpu-check
 
 demo: $(HATCH)
 	$(HATCH) run demo
@@ -22,6 +22,9 @@ bench: $(HATCH)
 
 build: $(HATCH)
 	$(HATCH) run build
+
+gpu-check: $(HATCH)
+	$(HATCH) run gpu-check
 
 $(HATCH): constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
