@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import wave
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from omnihuman_conditions.pose.files import save_pose
 from omnihuman_conditions.pose.keypoints import PoseSequence
+from omnihuman_core.dropout import null_latents
 from omnihuman_infer import GenerateRequest, OmniHumanPipeline
 from omnihuman_train.data.characters import FRAME_RATE, SAMPLE_RATE, CharacterClip, make_clip, split_seed
 
@@ -45,9 +47,13 @@ def generate(
     pose: bool = False,
     prompt: str | None = None,
     waveform: Tensor | None = None,
+    picture: bool = True,
     **request: Any,
 ) -> Tensor:
-    """Frames generated from the clip's reference picture, ``(3, T, H, W)`` in [-1, 1]."""
+    """Frames generated from the clip's reference picture, ``(3, T, H, W)`` in [-1, 1].
+
+    Without ``picture`` the reference is at its null, as for samples that drop it in training.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         pixels = ((clip.reference + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -60,6 +66,9 @@ def generate(
             save_pose(PoseSequence(keypoints=clip.keypoints, fps=FRAME_RATE), root / "pose.json")
             inputs["pose"] = root / "pose.json"
         prepared = pipeline.prepare(GenerateRequest(**inputs, allow_silence=True, **request))
+        if not picture and prepared.conditions.reference is not None:
+            null = null_latents(prepared.conditions.reference)
+            prepared = replace(prepared, conditions=replace(prepared.conditions, reference=null))
         pieces = list(pipeline.frames(prepared))
     frames = torch.from_numpy(np.concatenate(pieces)).permute(3, 0, 1, 2).float() / 127.5 - 1
     return frames[:, : clip.video.shape[1]] if audio or pose else frames

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 
 import torch
 
 from omnihuman_infer import OmniHumanPipeline
 from omnihuman_train.data.characters import GESTURES, make_clip, split_seed
+from omnihuman_train.data.characters.look import BACKGROUND_COLOURS, CLOTHES_COLOURS, HAIR_COLOURS
 from omnihuman_train.data.characters.oracle import (
+    LEFT_GLOVE,
+    RIGHT_GLOVE,
     hand_error,
     lip_sync,
     mouth_opening,
@@ -22,6 +25,7 @@ from small_model.generation import SHAPES, generate, heldout_clip
 FRAMES = 57  # 2.28 s
 WITH_HANDS = tuple(shape for shape in SHAPES if shape[2] != "face")
 GESTURE_WORDS = re.compile(r"waving (her|his|its) (left|right) hand|" + "|".join(GESTURES))
+PALETTES = {"background": BACKGROUND_COLOURS, "clothes": CLOTHES_COLOURS, "hair": HAIR_COLOURS}
 Numbers = dict[str, float]
 
 
@@ -29,7 +33,7 @@ def vae_quality(pipeline: OmniHumanPipeline, count: int) -> Numbers:
     """PSNR of whole held-out clips through the VAE, and the lip sync that survives it."""
     vae, psnr, sync = pipeline.components.vae, [], []
     for index in range(count):
-        clip = heldout_clip(index, num_frames=FRAMES)
+        clip = heldout_clip(index, num_frames=FRAMES, speech="speech")
         with torch.inference_mode():
             seen = vae.decode(vae.encode(clip.video[None]))[0].clamp(-1, 1)
         psnr.append(float(-10 * ((seen - clip.video) / 2).square().mean().log10()))
@@ -95,32 +99,45 @@ def poses(pipeline: OmniHumanPipeline, count: int) -> Numbers:
 
 
 def text(pipeline: OmniHumanPipeline, count: int) -> Numbers:
-    """Hands under prompts that differ in the gesture alone: how high they are, in units of the height (up is less)."""
+    """What the prompt changes: hands under prompts that differ in the gesture alone, and colours without a picture.
+
+    Hands: mean height in units of the picture, 0 at the top. Colours: share of clips whose colour lies nearest to the
+    one that the caption names.
+    """
     words: dict[str, list[float]] = {"raising both hands": [], "arms down": []}
+    named: dict[str, list[float]] = {"background": [], "clothes": [], "hair": []}
     for index in range(count):
-        shape = WITH_HANDS[index % len(WITH_HANDS)]
-        clip = heldout_clip(2000 + index, num_frames=FRAMES, shape=shape, speech="speech")
+        clip = heldout_clip(2000 + index, num_frames=FRAMES, shape=(64, 64, "half"), speech="speech")
         for wanted, heights in words.items():
             prompt = GESTURE_WORDS.sub(wanted, clip.caption)
             heights.append(hand_height(generate(pipeline, clip, prompt=prompt)))
+        seen = region_colours(generate(pipeline, clip, prompt=clip.caption, picture=False), clip.attributes)
+        for name, palette in PALETTES.items():
+            truth = clip.attributes if name == "background" else clip.attributes["people"][0]["colours"]
+            named[name].append(float(nearest(palette, seen[name]) == nearest(palette, truth[name])))
+    raised, down = words["raising both hands"], words["arms down"]
     return {
-        "hands_y_raising": finite_mean(words["raising both hands"]),
-        "hands_y_down": finite_mean(words["arms down"]),
-        "higher_when_asked_share": fmean(
-            up < down for up, down in zip(words["raising both hands"], words["arms down"], strict=True)
-        ),
+        "hands_y_raising": finite_mean(raised),
+        "hands_y_down": finite_mean(down),
+        "higher_when_asked_share": fmean(up < low for up, low in zip(raised, down, strict=True)),
+        **{f"{name}_named_share": fmean(hits) for name, hits in named.items()},
+        **{f"{name}_chance": 1 / len(palette) for name, palette in PALETTES.items()},
     }
+
+
+def nearest(palette: Mapping[str, Sequence[float]], colour: Sequence[float]) -> str:
+    """Name of the palette's colour that lies nearest."""
+    return min(palette, key=lambda name: sum((a - b) ** 2 for a, b in zip(palette[name], colour, strict=True)))
 
 
 def hand_height(frames: torch.Tensor) -> float:
     """Mean vertical position of both gloves after the first second, 0 at the top and 1 at the bottom."""
-    from omnihuman_train.data.characters.oracle import LEFT_GLOVE, RIGHT_GLOVE, _distance_to, _to_unit
-
-    picture = _to_unit(frames[:, 25:])
+    picture = (frames[:, 25:] + 1) / 2
     rows = (torch.arange(picture.shape[2]) + 0.5) / picture.shape[2]
     heights = []
     for glove in (LEFT_GLOVE, RIGHT_GLOVE):
-        weight = (1 - _distance_to(picture, glove) / 0.32).clamp_min(0).sum((0, 2))
+        distance = (picture - torch.tensor(glove)[:, None, None, None]).norm(dim=0)
+        weight = (1 - distance / 0.32).clamp_min(0).sum((0, 2))
         if weight.sum() > 0:
             heights.append(float((weight * rows).sum() / weight.sum()))
     return fmean(heights) if heights else float("nan")

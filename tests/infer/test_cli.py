@@ -164,7 +164,13 @@ def test_interruption_leaves_nothing(
     before = sorted(tmp_path.iterdir())
     flags = [f"--{name}={value}" for name, value in inputs.items()]
     command = [sys.executable, "-m", "omnihuman_infer.cli", "generate", *flags, f"--model={model}", "--num-steps=1000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell's background job ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".clip.*.part.mp4")):
