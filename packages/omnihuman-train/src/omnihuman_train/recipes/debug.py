@@ -27,7 +27,13 @@ def debug() -> TrainConfig:
         vae=replace(recipe.vae, steps=30, batch_size=4, log_every=5, optimizer=optimizer),
         decoder=replace(recipe.decoder, steps=10, batch_size=4, log_every=5, optimizer=optimizer),
         segment=SegmentConfig(latent_frames=4),
-        run=replace(recipe.run, steps=30, batch_size=4, log_every=5, optimizer=replace(optimizer, name="muon")),
+        run=replace(
+            recipe.run,
+            steps=sum(stage.steps for stage in stages),
+            batch_size=4,
+            log_every=5,
+            optimizer=replace(optimizer, name="muon"),
+        ),
         stages=stages,
         generation=replace(recipe.generation, segment_frames=13, area=32 * 32, num_steps=4),
     )

@@ -13,8 +13,6 @@ def tiny() -> TrainConfig:
         Stage(name="text", steps=200, ratios=Ratios(text=0.9, audio=0.0, pose=0.0)),
         Stage(name="text+audio", steps=800, ratios=Ratios(text=0.9, audio=0.8, pose=0.0)),
         Stage(name="text+audio+pose", steps=1400, ratios=Ratios(text=0.9, audio=0.5, pose=0.25)),
-        # With a reference at hand the text is hardly needed: without one it is all there is to learn from.
-        Stage(name="fewer references", steps=600, ratios=Ratios(text=0.9, audio=0.5, pose=0.25, reference=0.4)),
     )
     return TrainConfig(
         name="tiny",
@@ -46,10 +44,10 @@ def tiny() -> TrainConfig:
         flow=FlowConfig(mouth_weight=4.0, hand_weight=2.0, mouth_probe_weight=1.0),
         segment=SegmentConfig(latent_frames=9),
         run=RunConfig(
-            steps=3000,
+            steps=2400,
             batch_size=24,
             ema_decay=0.998,
-            optimizer=OptimizerConfig(name="muon", lr=1e-3, muon_lr=2e-3, warmup_steps=100, decay_fraction=0.1),
+            optimizer=OptimizerConfig(name="muon", lr=1e-3, muon_lr=2e-3, warmup_steps=100, decay_fraction=0.3),
         ),
         stages=stages,
         generation=GenerationSettings(
