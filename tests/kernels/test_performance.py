@@ -137,7 +137,6 @@ def count(call):
 
 
 # Each block applies SiLU to the same condition vectors; once for all blocks would do.
-@pytest.mark.xfail(reason="SiLU of the condition runs in both streams of every double block: 15 kernels")
 def test_a_double_block_launches_few_kernels():
     kernels = count(blocks()[0])
     assert kernels.total() <= DOUBLE_LIMIT, dict(kernels)

@@ -7,7 +7,6 @@ import math
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from omnihuman_core.contracts import Ops, Segments
 from omnihuman_core.mmdit.config import MMDiTConfig
@@ -83,7 +82,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Condition vectors to shifts, scales and gates: an own projection."""
+    """Condition vectors, after their SiLU, to shifts, scales and gates: an own projection."""
 
     def __init__(self, hidden_size: int, count: int) -> None:
         super().__init__()
@@ -92,7 +91,7 @@ class Modulation(nn.Module):
 
     def project(self, condition: Tensor) -> Tensor:
         """``(B, segments, D)`` -> ``(B, segments, count * D)``."""
-        out: Tensor = self.proj(F.silu(condition))
+        out: Tensor = self.proj(condition)
         return out
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:

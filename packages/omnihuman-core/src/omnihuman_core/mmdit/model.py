@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from omnihuman_core.contracts import BackboneSpec, Conditioning, Ops, TextCondition
 from omnihuman_core.mmdit.blocks import BlockInputs, DoubleStreamBlock, SingleStreamBlock
@@ -169,7 +170,10 @@ class MMDiT(nn.Module):
     def _condition(
         self, sigma: Tensor, text: TextCondition | None, clean: int, noisy: int
     ) -> tuple[Tensor, tuple[int, ...]]:
-        """Condition vectors ``(B, 1 or 2, D)``, the noisy one last, and the runs of visual tokens they stand for."""
+        """Condition vectors ``(B, 1 or 2, D)``, the noisy one last, and the runs of visual tokens they stand for.
+
+        Their SiLU, which every modulation begins with, is taken here, once for the whole model.
+        """
         vector: Tensor = self.sigma_embed(sigma)
         still: Tensor = self.sigma_embed(torch.zeros_like(sigma))
         if self.pooled_embed is not None and text is not None and text.pooled is not None:
@@ -178,5 +182,5 @@ class MMDiT(nn.Module):
         if self.guidance_embed is not None:
             vector = vector + self.guidance_embed(torch.full_like(sigma, self.config.embedded_guidance or 0.0))
         if clean == 0 or self.config.clean_modulation == "shared":
-            return vector[:, None], (clean + noisy,)
-        return torch.stack([still, vector], dim=1), (clean, noisy)
+            return F.silu(vector)[:, None], (clean + noisy,)
+        return F.silu(torch.stack([still, vector], dim=1)), (clean, noisy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from omnihuman_core.contracts import Ops
 from omnihuman_core.mmdit.config import MMDiTConfig
@@ -51,7 +52,7 @@ class TokenRefiner(nn.Module):
         """``tokens (B, S, D_text)``, ``mask (B, S)``, ``sigma (B,)`` -> ``(B, S, D)``."""
         weights = mask.to(torch.float32)[..., None]
         mean = (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        condition = (self.sigma_embed(sigma) + self.mean_embed(mean.to(tokens.dtype)))[:, None]  # (B, 1, D)
+        condition = F.silu(self.sigma_embed(sigma) + self.mean_embed(mean.to(tokens.dtype)))[:, None]  # (B, 1, D)
         # The first token is always attended: a softmax over no key at all has no value.
         keys = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
         x: Tensor = self.proj(tokens)
