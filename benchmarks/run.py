@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--model tiny|DIR] [--measures vae,lips,...] [--count 40] [--save]
 
-``--save`` writes ``benchmarks/results/small_model_<hardware>_<YYYYMM>.{md,jsonl}``.
+``--save`` writes ``benchmarks/results/small_model_<hardware>_<YYYYMM>.{md,jsonl}``; measures may be run one by one.
 """
 
 from __future__ import annotations
@@ -93,25 +93,34 @@ def as_table(table: list[dict[str, object]]) -> Table:
 
 
 def save(table: list[dict[str, object]], pipeline: OmniHumanPipeline, arguments: argparse.Namespace) -> None:
-    """Write the rows as Markdown and JSON lines."""
+    """Write the rows as Markdown and JSON lines; rows of measures that were not run now stay as they are."""
     index = pipeline.components.index
-    hardware = "cpu" if pipeline.device.type == "cpu" else torch.cuda.get_device_name().replace(" ", "-").lower()
-    stamp = datetime.now(UTC).strftime("%Y%m")
+    cpu = pipeline.device.type == "cpu"
+    device = platform.machine() if cpu else torch.cuda.get_device_name().replace(" ", "-").lower()
     facts = {
         "model": f"{index.name} {index.version}",
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads" if hardware == "cpu" else hardware,
+        "hardware": f"{device}, {torch.get_num_threads()} threads" if cpu else device,
         "torch": torch.__version__,
         "count": arguments.count,
         "command": "python benchmarks/run.py " + " ".join(sys.argv[1:]),
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"small_model_{hardware}_{stamp}"
-    path.with_suffix(".jsonl").write_text("".join(json.dumps({**facts, **row}) + "\n" for row in table))
-    lines = ["# The small model on held-out characters and voices", ""]
-    lines += [f"- {name}: `{value}`" for name, value in facts.items()]
-    lines += ["", "| " + " | ".join(table[0]) + " |", "|---" * len(table[0]) + "|"]
-    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in table]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    path = RESULTS / f"small_model_{'cpu' if cpu else device}_{datetime.now(UTC):%Y%m}"
+    lines = path.with_suffix(".jsonl")
+    kept = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    ran = {row["measure"] for row in table}
+    every = [row for row in kept if row["measure"] not in ran] + [{**facts, **row} for row in table]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in every))
+    path.with_suffix(".md").write_text(as_markdown(every))
+
+
+def as_markdown(every: list[dict[str, object]]) -> str:
+    """The rows for a reader, with the commands that made them."""
+    columns = ("measure", "number", "value", "goal", "met")
+    text = "# The small model on held-out characters and voices\n\n"
+    text += "".join(f"- `{command}`\n" for command in dict.fromkeys(row["command"] for row in every))
+    text += "\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|\n"
+    return text + "".join("| " + " | ".join(str(row[c]) for c in columns) + " |\n" for row in every)
 
 
 if __name__ == "__main__":

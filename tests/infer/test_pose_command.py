@@ -11,8 +11,10 @@ import torch
 from omnihuman_conditions.pose.files import load_pose
 from omnihuman_infer.cli import main
 
-# Skips this file too where the libraries are not installed.
-from tests.conditions.test_pose_estimator import detector_model, pose_model, write_video
+for library in ("onnx", "onnxruntime", "rtmlib"):
+    pytest.importorskip(library)
+
+from tests.conditions.test_pose_estimator import detector_model, pose_model, write_video  # noqa: E402
 
 
 @pytest.fixture
