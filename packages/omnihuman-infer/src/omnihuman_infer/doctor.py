@@ -197,7 +197,8 @@ def _attention() -> Iterator[str]:
             # A kernel package may fail at import in many ways; the report goes on.
             yield f"{name:8s} cannot be used: {_one_line(error)}"
         else:
-            yield f"{name:8s} usable{', the default' if name == 'eager' else ''}"
+            note = ", the default" if name == "eager" else "" if torch.cuda.is_available() else " with a CUDA device"
+            yield f"{name:8s} usable{note}"
     if torch.cuda.is_available():
         names = ("flash", "mem_efficient", "cudnn", "math")
         on = [name for name in names if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()]

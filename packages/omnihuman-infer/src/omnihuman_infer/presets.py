@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -31,4 +32,27 @@ def model_directory(model: str) -> Path:
         raise RequestError(f"model: {model} is a file; give the directory that holds {INDEX}")
     if not (directory / INDEX).is_file():
         raise RequestError(f"model: {model} holds no {INDEX}; give a model directory")
+    for path in sorted(directory.glob("*/*.safetensors")):
+        check_whole(path)
     return directory
+
+
+def check_whole(path: Path) -> None:
+    """Compare a safetensors file's length with what its header announces, without loading torch.
+
+    The layout: eight bytes with the length of the header, the header in JSON, the tensors at the offsets it gives.
+
+    Raises:
+        RequestError: the file is cut short or is something else.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, size)))
+            entries = [entry for name, entry in header.items() if name != "__metadata__"]
+            announced = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            announced = None
+    if announced != size:
+        raise RequestError(f"model: {path}: truncated or not a safetensors file; copy it again")
