@@ -8,11 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from PIL import Image
-
 from omnihuman_train.data.characters import FRAME_RATE
-from small_model.generation import heldout_clip, write_wav
+from small_model.generation import heldout_clip, write_picture, write_wav
 
 
 def footprint(model: str) -> dict[str, float]:
@@ -32,8 +29,7 @@ def run(model: str, seconds: int) -> tuple[float, float]:
     clip = heldout_clip(5000, num_frames=round(seconds * FRAME_RATE), shape=(64, 64, "half"), speech="speech")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        pixels = ((clip.reference + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(root / "reference.png")
+        write_picture(root / "reference.png", clip.reference)
         write_wav(root / "voice.wav", clip.waveform)
         command = [sys.executable, "-c", _MEASURED, "generate", "--image", str(root / "reference.png")]
         command += ["--audio", str(root / "voice.wav"), "--out", str(root / "out.mp4"), "--model", model]

@@ -56,8 +56,7 @@ def generate(
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        pixels = ((clip.reference + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(root / "reference.png")
+        write_picture(root / "reference.png", clip.reference)
         inputs: dict[str, Any] = {"image": root / "reference.png", "out": root / "out.mp4", "prompt": prompt}
         if audio:
             write_wav(root / "voice.wav", clip.waveform if waveform is None else waveform)
@@ -72,6 +71,11 @@ def generate(
         pieces = list(pipeline.frames(prepared))
     frames = torch.from_numpy(np.concatenate(pieces)).permute(3, 0, 1, 2).float() / 127.5 - 1
     return frames[:, : clip.video.shape[1]] if audio or pose else frames
+
+
+def write_picture(path: Path, picture: Tensor) -> None:
+    """PNG of ``(3, H, W)`` in [-1, 1]."""
+    Image.fromarray(((picture + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
 
 
 def write_wav(path: Path, waveform: Tensor) -> None:

@@ -51,6 +51,7 @@ def sum_kernel(
     partial_ptr, total_ptr, ends, num_chunks, num_segments, width,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Adds up, per sample and segment, the partial sums that the chunks of rows left."""
     dims = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     batch = tl.program_id(1) // num_segments
     segment = tl.program_id(1) % num_segments

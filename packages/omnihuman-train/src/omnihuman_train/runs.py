@@ -19,6 +19,7 @@ from omnihuman_core.plugins import plugin
 from omnihuman_train.config import TrainConfig
 from omnihuman_train.data.batches import FlowBatches, VideoBatches
 from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
+from omnihuman_train.data.characters import FRAME_RATE
 from omnihuman_train.data.clips import from_bytes, render_clips
 from omnihuman_train.data.latents import encode_clips
 from omnihuman_train.export import export
@@ -26,7 +27,6 @@ from omnihuman_train.model import OmniModel, build
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.trainer import fit
 
-FPS = 25.0
 # Beside the latents: which VAE made them.
 ENCODED_BY = "vae.sha256"
 
@@ -133,7 +133,7 @@ def encode(config: TrainConfig, out: Path) -> None:
     check_encoded_by(vae, out / "latents")
     with counted("encode clips", sum(config.clips.clips)) as advance:
         for folder in folders:
-            encode_clips(folder, out / "latents" / folder.name, vae, audio, fps=FPS, progress=advance)
+            encode_clips(folder, out / "latents" / folder.name, vae, audio, fps=FRAME_RATE, progress=advance)
 
 
 def train_backbone(config: TrainConfig, out: Path) -> None:
