@@ -22,10 +22,7 @@ def flat(batch: dict[str, object]) -> dict[str, object]:
     keep = batch["keep"]
     assert isinstance(keep, dict)
     whole = {**batch, **{f"keep.{name}": value for name, value in keep.items()}}
-    generator = whole.pop("generator")
     whole.pop("keep")
-    if isinstance(generator, torch.Generator):
-        whole["seed"] = generator.initial_seed()
     return whole
 
 
@@ -102,6 +99,16 @@ def test_a_stage_drops_what_it_does_not_train(latents: Path) -> None:
         assert not keep["pose"].any()
         assert batches(step)["pose_maps"] is None
     assert any(batches(step)["keep"]["audio"].any() for step in range(4, 12))
+
+
+def test_a_stage_of_pictures_has_first_frames_and_a_batch_of_its_own(latents: Path) -> None:
+    text = Ratios(text=0.9, audio=0, pose=0)
+    stages = (Stage(name="pictures", steps=1, ratios=text, pictures=True, batch_size=7), *WHOLE)
+    batches = flow_batches(latents, batch_size=4, stages=stages)
+    first, second = batches(0), batches(1)
+    assert (first["start"], first["stop"], first["motion_latents"], len(first["latents"])) == (0, 1, 0, 7)
+    assert (second["stop"] - second["start"], len(second["latents"])) == (SEGMENT.latent_frames, 4)
+    assert len(set(first["seeds"].tolist() + second["seeds"].tolist())) == 11
 
 
 def test_windows_start_a_clip_or_continue_inside_it(latents: Path) -> None:

@@ -171,13 +171,35 @@ def test_metrics_name_the_right_samples() -> None:
     }
 
 
+def test_a_samples_draws_do_not_depend_on_its_batch(latents: Path) -> None:
+    model = toy_model(Recorder(lambda x, sigma: x))
+    recorder: Any = model.backbone
+    batch = batch_of(latents, continuing=False)
+    FlowObjective(FlowConfig())(model, batch)
+    whole, sigma = recorder.latents, recorder.sigma
+    size = len(sigma)
+    part = {k: v[2:] if isinstance(v, Tensor) and len(v) == size else v for k, v in batch.items()}
+    part |= {"keep": {k: v[2:] for k, v in batch["keep"].items()}, "pose_maps": None}
+    part["keep"]["pose"][:] = False
+    FlowObjective(FlowConfig())(model, part)
+    assert torch.equal(recorder.latents, whole[2:])
+    assert torch.equal(recorder.sigma, sigma[2:])
+    assert len(sigma.unique()) == size
+
+
 def test_probe_reads_own_voices_alone(latents: Path) -> None:
     model, batch = toy_model(probe=True), batch_of(latents, continuing=False)
     own = batch["has_audio"]
     assert 0 < int(own.sum()) < len(own)
     loss = probe_loss(model, batch)
     read = model.mouth_probe(model.audio_encoder.projection(batch["audio"].flatten(2)))[..., 0]  # type: ignore[misc]
-    assert loss.item() == pytest.approx((read - batch["mouth_open"])[own].square().mean().item(), rel=1e-5)
+    error = (read - batch["mouth_open"]).square().mean(1)
+    assert loss.item() == pytest.approx(error[own].sum().item() / len(own), rel=1e-5)
+    halves = [
+        probe_loss(model, {key: batch[key][rows] for key in ("audio", "mouth_open", "has_audio")})
+        for rows in (slice(len(own) // 2), slice(len(own) // 2, None))
+    ]
+    assert loss.item() == pytest.approx((halves[0] + halves[1]).item() / 2, rel=1e-5)
     foreign = {**batch, "mouth_open": torch.where(own[:, None], batch["mouth_open"], torch.tensor(9.0))}
     assert torch.equal(probe_loss(model, foreign), loss)
     wrong = {**batch, "mouth_open": torch.where(own[:, None], torch.tensor(9.0), batch["mouth_open"])}
@@ -187,10 +209,8 @@ def test_probe_reads_own_voices_alone(latents: Path) -> None:
 
 def test_probe_is_added_with_its_weight_and_trains_the_audio_encoder(latents: Path) -> None:
     batch = batch_of(latents, continuing=False)
-    seed = batch["generator"].initial_seed()
     losses = []
     for weight in (0.5, 2.0):
-        batch["generator"].manual_seed(seed)
         model = toy_model(Recorder(lambda x, sigma: torch.zeros_like(x)), probe=True)
         torch.nn.init.ones_(model.mouth_probe.weight)  # type: ignore[union-attr, arg-type]
         output = FlowObjective(FlowConfig(mouth_probe_weight=weight))(model, batch)

@@ -1,5 +1,7 @@
 """Order of the conditions and their ratios (paper section 3.3)."""
 
+from dataclasses import replace
+
 import pytest
 
 from omnihuman_train.recipes.debug import debug
@@ -44,6 +46,8 @@ def test_a_stronger_condition_kept_more_often_is_refused_with_the_principle() ->
         ([stage("none", 0, 0, steps=0)], "'none': steps must be at least 1, got 0"),
         ([stage("2", 0.5, 0), stage("1", 0, 0)], r"'1' drops \['audio'\]"),
         ([stage("audio", 0.5, 0, text=0)], "joins only after every weaker one"),
+        ([replace(stage("heard", 0.5, 0), pictures=True)], r"'heard': a single picture has text alone.*'audio'"),
+        ([replace(stage("1", 0, 0), batch_size=0)], "'1': batch_size must be at least 1, got 0"),
     ],
 )
 def test_other_broken_stages_are_named(stages: list[Stage], message: str) -> None:

@@ -37,7 +37,7 @@ class FlowObjective:
     ``motion_latents`` clean frames in front, ``reference`` (B, C, 1, h, w), ``text_values``/``text_mask``, ``audio``
     (B, T, layers, D) aligned with the frames of the whole clip, ``pose_maps`` (kept samples, 3, T, H, W) or None,
     ``keep`` masks (B,) by condition, ``mouth_region``/``hand_region`` (B, n, h, w), ``mouth_open`` (B, T),
-    ``has_audio`` (B,), ``generator`` for sigma and noise.
+    ``has_audio`` (B,), ``seeds`` (B,) int64 of each sample's sigma and noise.
 
     Args:
         config: Weights and noise levels.
@@ -57,10 +57,7 @@ class FlowObjective:
         if motion:
             conditioning = replace(conditioning, motion=MotionCondition(latents=clean[:, :, :motion]))
         x0 = clean[:, :, motion:]  # (B, C, t, h, w)
-        generator = batch["generator"]
-        draws = logit_normal(len(x0), mean=self.config.sigma_mean, std=self.config.sigma_std, generator=generator)
-        sigma = shift(draws, self.config.sigma_shift).to(x0.device)
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        sigma, noise = self._draw(batch["seeds"], x0)
         velocity = model.backbone(interpolate(x0, noise, sigma), sigma, conditioning)
         error = (velocity.float() - velocity_target(x0, noise)).square().mean(1)  # (B, t, h, w)
         weight = self._weight(batch, slice(segment.start + motion, segment.stop))
@@ -73,6 +70,20 @@ class FlowObjective:
             loss = loss + self.config.mouth_probe_weight * probe
         return LossOutput(loss=loss, metrics=metrics)
 
+    def _draw(self, seeds: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Sigma ``(B,)`` and noise ``(B, C, t, h, w)``; a sample's draws depend on its own seed alone.
+
+        So a batch may be split over devices in any way, and every part of one sample sees the same noise.
+        """
+        sigmas, noises = [], []
+        for seed in seeds.tolist():
+            generator = torch.Generator().manual_seed(seed)
+            mean, std = self.config.sigma_mean, self.config.sigma_std
+            sigmas.append(logit_normal(1, mean=mean, std=std, generator=generator))
+            noises.append(torch.randn(x0.shape[1:], generator=generator))
+        sigma = shift(torch.cat(sigmas), self.config.sigma_shift)
+        return sigma.to(x0.device), torch.stack(noises).to(x0)
+
     def _weight(self, batch: Mapping[str, Any], frames: slice) -> Tensor:
         mouth = batch["mouth_region"][:, frames].float()
         hand = batch["hand_region"][:, frames].float()
@@ -81,12 +92,15 @@ class FlowObjective:
 
 
 def probe_loss(model: OmniModel, batch: Mapping[str, Any]) -> Tensor:
-    """Squared error of the mouth opening that the probe reads, over samples whose voice is their own."""
+    """Squared error of the mouth opening that the probe reads; a sample whose voice is not its own counts as zero.
+
+    The mean runs over the whole batch, so that the mean over equal parts of a batch is that of the batch.
+    """
     assert model.mouth_probe is not None
     states = model.audio_encoder.frame_states(batch["audio"])  # (B, T, D)
     error = (model.mouth_probe(states)[..., 0].float() - batch["mouth_open"]).square().mean(1)
     own = batch["has_audio"].float()
-    loss: Tensor = (error * own).sum() / own.sum().clamp(min=1)
+    loss: Tensor = (error * own).mean()
     return loss
 
 

@@ -45,11 +45,17 @@ class Stage:
         name: What messages call the stage.
         steps: Optimiser steps, at least 1.
         ratios: Keep ratio of each condition.
+        pictures: Train on single pictures, the first latent frame of a clip, in place of segments; text alone then.
+            A picture is a ninth or less of a segment's tokens, so words are learnt at little cost (the paper starts
+            from a model that was trained on text and pictures before).
+        batch_size: Samples per step in this stage; None takes that of the run.
     """
 
     name: str
     steps: int
     ratios: Ratios
+    pictures: bool = False
+    batch_size: int | None = None
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -70,7 +76,11 @@ def check_stages(stages: Sequence[Stage]) -> None:
     for stage in stages:
         if stage.steps < 1:
             raise ValueError(f"stage {stage.name!r}: steps must be at least 1, got {stage.steps}")
+        if stage.batch_size is not None and stage.batch_size < 1:
+            raise ValueError(f"stage {stage.name!r}: batch_size must be at least 1, got {stage.batch_size}")
         active = stage.active
+        if stage.pictures and active != ("text",):
+            raise ValueError(f"stage {stage.name!r}: a single picture has text alone, but it trains {list(active)}")
         if active != STRENGTH[: len(active)]:
             raise ValueError(
                 f"stage {stage.name!r} trains {list(active)}: a stronger condition joins only after every weaker one "

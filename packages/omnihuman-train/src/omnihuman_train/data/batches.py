@@ -99,21 +99,27 @@ class FlowBatches:
     def __call__(self, step: int) -> dict[str, Any]:
         """Batch of ``step``; see :class:`omnihuman_train.objective.FlowObjective` for its keys."""
         generator = step_generator(self._run.seed, step, DATA_STREAM)
-        bucket, indices = self._data.draw(self._run.batch_size, generator)
+        stage = stage_at(self._stages, step)
+        bucket, indices = self._data.draw(stage.batch_size or self._run.batch_size, generator)
         rows = {key: value[indices] for key, value in bucket.tensors.items()}
         text = self._texts[id(bucket)]
         keep = draw_keep(
             len(indices),
-            vars(stage_at(self._stages, step).ratios),
+            vars(stage.ratios),
             {"audio": rows["has_audio"], "pose": rows["has_pose"]},
             generator,
         )
         latents = rows["latents"].float()
-        start, motion = self._window(latents.shape[2], generator)
+        if stage.pictures:
+            start, frames, motion = 0, 1, 0
+        else:
+            frames = self._segment.latent_frames
+            start, motion = self._window(latents.shape[2], generator)
+        noise = step_generator(self._run.seed, step, NOISE_STREAM)
         return {
             "latents": latents,
             "start": start,
-            "stop": start + self._segment.latent_frames,
+            "stop": start + frames,
             "motion_latents": motion,
             "reference": rows["reference"].float(),
             "text_values": text.values[indices],
@@ -125,7 +131,7 @@ class FlowBatches:
             "mouth_open": rows["mouth_open"],
             "mouth_region": rows["mouth_region"],
             "hand_region": rows["hand_region"],
-            "generator": step_generator(self._run.seed, step, NOISE_STREAM),
+            "seeds": torch.randint(2**62, (len(indices),), generator=noise),
         }
 
     def _window(self, latent_frames: int, generator: torch.Generator) -> tuple[int, int]:

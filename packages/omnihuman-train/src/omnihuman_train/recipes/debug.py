@@ -6,14 +6,13 @@ from dataclasses import replace
 
 from omnihuman_train.config import ClipsConfig, OptimizerConfig, SegmentConfig, TrainConfig
 from omnihuman_train.recipes.tiny import tiny
-from omnihuman_train.stages import Stage
 
 
 def debug() -> TrainConfig:
     """A few steps per stage on 32 x 32 pixels; it shows that every part runs, and nothing more."""
     recipe = tiny()
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=5)
-    stages = tuple(Stage(name=stage.name, steps=10, ratios=stage.ratios) for stage in recipe.stages)
+    stages = tuple(replace(stage, steps=10, batch_size=None) for stage in recipe.stages)
     return replace(
         recipe,
         name="debug",

@@ -8,11 +8,21 @@ from omnihuman_train.stages import Ratios, Stage
 
 
 def tiny() -> TrainConfig:
-    """Three stages as in the paper (section 3.3); the last one has the paper's ratios."""
+    """Three stages as in the paper (section 3.3); the last one has the paper's ratios.
+
+    There is no pretrained text-to-video model to start from, so the first stage learns what words mean, on pictures
+    and mostly without a reference, which would answer everything that the text says.
+    """
     stages = (
-        Stage(name="text", steps=200, ratios=Ratios(text=0.9, audio=0.0, pose=0.0)),
-        Stage(name="text+audio", steps=800, ratios=Ratios(text=0.9, audio=0.8, pose=0.0)),
-        Stage(name="text+audio+pose", steps=1400, ratios=Ratios(text=0.9, audio=0.5, pose=0.25)),
+        Stage(
+            name="text",
+            steps=600,
+            ratios=Ratios(text=0.9, audio=0.0, pose=0.0, reference=0.2),
+            pictures=True,
+            batch_size=64,
+        ),
+        Stage(name="text+audio", steps=800, ratios=Ratios(text=0.9, audio=0.8, pose=0.0, reference=0.75)),
+        Stage(name="text+audio+pose", steps=1400, ratios=Ratios(text=0.9, audio=0.5, pose=0.25, reference=0.75)),
     )
     return TrainConfig(
         name="tiny",
@@ -44,7 +54,7 @@ def tiny() -> TrainConfig:
         flow=FlowConfig(mouth_weight=4.0, hand_weight=2.0, mouth_probe_weight=1.0),
         segment=SegmentConfig(latent_frames=9),
         run=RunConfig(
-            steps=2400,
+            steps=2800,
             batch_size=24,
             ema_decay=0.998,
             optimizer=OptimizerConfig(name="muon", lr=1e-3, muon_lr=2e-3, warmup_steps=100, decay_fraction=0.3),
