@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from omnihuman_conditions.captioner import NEUTRAL_PROMPT, Captioner, NeutralCaptioner
 from omnihuman_conditions.text import (
     ByteTextEncoder,
     ByteTextEncoderConfig,
@@ -98,14 +97,6 @@ def test_the_empty_text_is_the_null() -> None:
     torch.testing.assert_close(condition.pooled[0], null.pooled[0])
     mixed = condition.where(torch.tensor([True, False]), null)
     assert mixed.mask.tolist() == [[True, False, False, False]] * 2
-
-
-def test_neutral_captioner_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    captioner = NeutralCaptioner()
-    assert isinstance(captioner, Captioner)
-    assert captioner.caption(torch.zeros(3, 8, 8)) == captioner.caption(torch.ones(3, 8, 8)) == NEUTRAL_PROMPT
-    assert len(caplog.records) == 1
-    assert NEUTRAL_PROMPT in caplog.text
 
 
 class TestExtractorConformance(FeatureExtractorConformance):

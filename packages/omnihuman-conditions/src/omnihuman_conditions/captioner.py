@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-NEUTRAL_PROMPT = "A person is talking."
 INSTRUCTION = (
     "Describe this picture in one or two sentences, as the prompt of a video in which the person talks to the camera: "
     "the person, their clothes, what they do, the place and the light. Answer with the description alone."
 )
 MAX_CHARACTERS = 2000
-
-_logger = logging.getLogger(__name__)
 
 
 class CaptionerError(ValueError):
@@ -30,20 +26,6 @@ class Captioner(Protocol):
     def caption(self, picture: Tensor) -> str:
         """Prompt for a picture ``(3, H, W)`` in [-1, 1]; never empty."""
         ...
-
-
-class NeutralCaptioner:
-    """Stands in where no captioner is configured: one prompt for every picture, and one notice."""
-
-    def __init__(self) -> None:
-        self._noticed = False
-
-    def caption(self, picture: Tensor) -> str:
-        """:data:`NEUTRAL_PROMPT`, whatever the picture shows."""
-        if not self._noticed:
-            _logger.warning("no captioner is configured: using the prompt %r", NEUTRAL_PROMPT)
-            self._noticed = True
-        return NEUTRAL_PROMPT
 
 
 def to_image(picture: Tensor, *, max_side: int) -> Image.Image:

@@ -68,6 +68,7 @@ class GenerationSettings:
         guidance_end_scale: Scale at the last step of a schedule that is not constant.
         sigma_shift: Shift of the schedule of noise levels; 1 is none.
         sampler: Name of the sampler.
+        default_prompt: Prompt of a request that has none and no captioner; empty where the model learnt "no text".
     """
 
     segment_frames: int
@@ -82,6 +83,7 @@ class GenerationSettings:
     sampler: str
     fps: float = 25.0
     motion_frames: int = 5
+    default_prompt: str = ""
 
     def __post_init__(self) -> None:
         for name in ("fps", "segment_frames", "area", "size_multiple", "num_steps", "sigma_shift"):

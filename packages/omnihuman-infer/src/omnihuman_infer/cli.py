@@ -71,6 +71,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--audio", type=Path, metavar="W", help="sound that drives the person; any file with a sound track")
     add("--pose", type=Path, metavar="K", help="keypoint file that drives the person")
     add("--prompt", metavar="TEXT", help="what the video shows")
+    add("--captioner", metavar="DIR|URL", help="who describes the picture where there is no prompt: a model, a server")
+    add("--captioner-model", metavar="NAME", help="model of the server at --captioner URL")
+    add("--captioner-key", metavar="VARIABLE", help="environment variable with the key of that server")
     add("--out", type=Path, default=Path("out.mp4"), metavar="O.mp4", help="video to write (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="same seed, same file (default: %(default)s)")
     add("--seconds", type=float, metavar="S", help="length without audio and pose; with them, the most that is made")
@@ -116,6 +119,9 @@ def _generate(arguments: argparse.Namespace) -> int:
         audio=arguments.audio,
         pose=arguments.pose,
         prompt=arguments.prompt,
+        captioner=arguments.captioner,
+        captioner_model=arguments.captioner_model,
+        captioner_key=arguments.captioner_key,
         out=arguments.out,
         seed=arguments.seed,
         seconds=arguments.seconds,
@@ -144,6 +150,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     with _terminate_cleanly(), _notes(quiet=arguments.quiet), _progress(quiet=arguments.quiet) as on_progress:
         result = generate(request, inputs=inputs, on_progress=on_progress)
     if not arguments.quiet:
+        if request.captioner is not None and request.prompt is None:
+            print(f'note: the captioner wrote "{result.prompt}"', file=sys.stderr)
         for notice in result.notices:
             print(f"note: {notice}", file=sys.stderr)
         print(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnihuman_core.model_dir import ModelComponents
+from omnihuman_infer.captioning import with_caption
 from omnihuman_infer.encoding import Encoders
 from omnihuman_infer.inputs import Inputs, read_inputs
 from omnihuman_infer.loading import check_directory, load_components, resolve_device
@@ -37,6 +38,7 @@ class GenerationResult:
         width: Pixels.
         height: Pixels.
         fps: Frames per second.
+        prompt: What the text said: the prompt, a captioner's, or the model's default; empty for "no text".
         notices: What the user should know, one line each.
     """
 
@@ -45,6 +47,7 @@ class GenerationResult:
     width: int
     height: int
     fps: float
+    prompt: str
     notices: tuple[str, ...]
 
 
@@ -109,7 +112,12 @@ class OmniHumanPipeline:
             for pixels in self.frames(clip, on_progress=on_progress):
                 writer.write(pixels)
         return GenerationResult(
-            path=request.out, num_frames=clip.num_frames, fps=settings.fps, notices=clip.notices, **size
+            path=request.out,
+            num_frames=clip.num_frames,
+            fps=settings.fps,
+            prompt=clip.prompt,
+            notices=clip.notices,
+            **size,
         )
 
     def prepare(self, request: GenerateRequest, inputs: Inputs | None = None) -> Clip:
@@ -120,6 +128,7 @@ class OmniHumanPipeline:
         """
         self._check_same_model(request)
         inputs = read_inputs(request) if inputs is None else inputs
+        request = with_caption(request, inputs.picture)
         return prepare_clip(request, inputs, self.components, self.encoders)
 
     @torch.inference_mode()
@@ -175,6 +184,8 @@ def generate(
     inputs = read_inputs(request) if inputs is None else inputs
     model = request.model or "tiny"
     check_directory(model, request.pose)
+    # Before the model is loaded, so that a large captioner and a large model need not fit the memory together.
+    request = with_caption(request, inputs.picture)
     pipeline = OmniHumanPipeline.from_pretrained(model, device=request.device or "auto")
     return pipeline(request, inputs=inputs, on_progress=on_progress)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class Clip:
         conditions: Conditions of all of them.
         denoiser: Sampler and guidance.
         seed: Of the noise.
+        prompt: What the text says; empty for "no text".
         notices: What the user should know, one line each.
     """
 
@@ -43,6 +44,7 @@ class Clip:
     conditions: ClipConditions
     denoiser: Denoiser
     seed: int
+    prompt: str
     notices: tuple[str, ...]
 
 
@@ -56,6 +58,8 @@ def prepare_clip(request: GenerateRequest, inputs: Inputs, components: ModelComp
     settings, spec = components.generation, components.vae.latent_spec
     denoiser = Denoiser.from_request(request, components)
     _check_taken(request, encoders, components.index.name)
+    prompt, said = _prompt(request, encoders, settings.default_prompt)
+    request = replace(request, prompt=prompt)
     keypoints = None if request.pose is None else encoders.read_pose(request.pose)
     num_frames, notices = clip_length(request, inputs, keypoints, fps=settings.fps)
     latent_frames = spec.latent_frames(spec.fit_frames(num_frames))
@@ -80,7 +84,8 @@ def prepare_clip(request: GenerateRequest, inputs: Inputs, components: ModelComp
         conditions=conditions,
         denoiser=denoiser,
         seed=request.seed,
-        notices=notices,
+        prompt=prompt,
+        notices=said + notices,
     )
 
 
@@ -163,8 +168,17 @@ def _encode(
     )
 
 
+def _prompt(request: GenerateRequest, encoders: Encoders, default: str) -> tuple[str, tuple[str, ...]]:
+    """The prompt, and what to tell a user who gave none."""
+    if request.prompt is not None or not encoders.has_text:
+        return request.prompt or "", ()
+    stands_in = f'the prompt is "{default}"' if default else "the text says nothing"
+    return default, (f"no prompt and no captioner: {stands_in}; give --prompt or --captioner",)
+
+
 def _check_taken(request: GenerateRequest, encoders: Encoders, model: str) -> None:
-    taken = {"prompt": encoders.has_text, "audio": encoders.has_audio, "pose": encoders.has_pose}
+    text = encoders.has_text
+    taken = {"captioner": text, "prompt": text, "audio": encoders.has_audio, "pose": encoders.has_pose}
     for name, has in taken.items():
         if getattr(request, name) and not has:
             raise RequestError(f"{name}: the model {model} takes none; leave it out or choose another model")

@@ -37,7 +37,12 @@ class GenerateRequest:
         audio: Sound that drives the person; any file with a sound track. The video is as long as the sound.
         pose: Keypoint file, or folder of them, that drives the person. Without ``audio`` the video is as long as the
             poses.
-        prompt: Text that describes the video.
+        prompt: Text that describes the video; an empty one is "no text". None asks the captioner, and without one takes
+            the model's default prompt.
+        captioner: Who describes the picture where there is no prompt: a local directory of an image-text-to-text model,
+            or the base URL of a server with the OpenAI chat interface, which is then sent the picture.
+        captioner_model: Name of a model of that server.
+        captioner_key: Environment variable that holds the server's key; None for a server without one.
         out: The mp4 to write; an existing file is replaced once the new one is complete.
         seed: Same seed, same request, same model, same machine: same file.
         seconds: Length of a clip without audio and pose; with them, the most that is generated of them.
@@ -60,6 +65,9 @@ class GenerateRequest:
     audio: Path | None = None
     pose: Path | None = None
     prompt: str | None = None
+    captioner: str | None = None
+    captioner_model: str | None = None
+    captioner_key: str | None = None
     out: Path = Path("out.mp4")
     seed: int = 0
     seconds: float | None = None
@@ -81,8 +89,9 @@ class GenerateRequest:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, Path(value))
-        if self.model is not None:
-            object.__setattr__(self, "model", os.fspath(self.model))
+        for name in ("model", "captioner"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
 
     def validate(self) -> None:
         """Check every field by itself; :func:`omnihuman_infer.inputs.read_inputs` checks the contents of the files.
@@ -131,8 +140,28 @@ class GenerateRequest:
             raise RequestError(
                 f"prompt: has {len(self.prompt)} characters, the limit is {MAX_PROMPT_CHARACTERS}; shorten it"
             )
+        self._check_captioner()
         if self.device is not None and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise RequestError(f"device: must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
+
+    def _check_captioner(self) -> None:
+        if self.captioner is None or is_url(self.captioner):
+            if (self.captioner is None) != (self.captioner_model is None):
+                raise RequestError(
+                    "captioner_model: names a model of the server at --captioner http://host:port/v1; give both or none"
+                )
+            if self.captioner_key is not None and self.captioner is None:
+                raise RequestError("captioner_key: is that of a server; give --captioner http://host:port/v1 too")
+            return
+        if self.captioner_model is not None or self.captioner_key is not None:
+            raise RequestError(
+                f"captioner: {self.captioner} is no http:// or https:// address, and only a server has a model name or "
+                "a key; leave them out"
+            )
+        if not Path(self.captioner).is_dir():
+            raise RequestError(
+                f"captioner: {self.captioner} is no directory; give that of a model, or http://host:port/v1 of a server"
+            )
 
     def _check_out(self) -> None:
         out = self.out
@@ -169,6 +198,11 @@ def parse_region(text: str) -> tuple[float, float, float, float]:
             f"speaker_region: must be four numbers x0,y0,x1,y1 between 0 and 1, such as 0,0,0.5,1, got {text!r}"
         ) from None
     return x0, y0, x1, y1
+
+
+def is_url(captioner: str) -> bool:
+    """Whether a captioner is a server's address and not a directory."""
+    return captioner.startswith(("http://", "https://"))
 
 
 def _is_number(value: object) -> bool:

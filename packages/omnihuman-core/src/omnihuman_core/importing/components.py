@@ -41,8 +41,12 @@ GENERATION = GenerationSettings(
     guidance_end_scale=6.5,
     sigma_shift=7.0,
     sampler="euler",
+    default_prompt="A person is talking.",
 )
-"""For a model that starts from public weights: the lengths and shifts of public bases at 480p, the paper's scale."""
+"""For a model that starts from public weights: the lengths and shifts of public bases at 480p, the paper's scale.
+
+Such a base has not learnt "no text" as we mean it, a state of its own: a neutral prompt stands in.
+"""
 
 
 def read_public(source: str | Path, *, only: Sequence[str] = ()) -> list[ImportedComponent]:

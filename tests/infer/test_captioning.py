@@ -1,0 +1,143 @@
+"""A request without a prompt: a captioner writes one, or one notice says what stands in."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from omnihuman_core.model_dir import read_index
+from omnihuman_infer import GenerateRequest, OmniHumanPipeline, RequestError
+from omnihuman_infer.captioning import with_caption
+from omnihuman_infer.cli import main
+from omnihuman_infer.media.picture import load_picture
+from omnihuman_infer.presets import model_directory
+from tests.conditions.captioners import Server, reply, running_server, save_llava
+
+from .models import save_toy
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with running_server() as running:
+        running.answer = reply("A man in\na red coat.")
+        yield running
+
+
+@pytest.fixture
+def mute(request_: GenerateRequest) -> GenerateRequest:
+    """A good request without a prompt."""
+    return dataclasses.replace(request_, prompt=None)
+
+
+def test_the_servers_words_are_the_prompt(toy: OmniHumanPipeline, mute: GenerateRequest, server: Server) -> None:
+    request = dataclasses.replace(mute, captioner=server.url, captioner_model="eyes")
+    clip = toy.prepare(request)
+    assert (clip.prompt, clip.notices) == ("A man in a red coat.", ())
+    want = toy.prepare(dataclasses.replace(mute, prompt="A man in a red coat."))
+    assert torch.equal(clip.conditions.text.tokens, want.conditions.text.tokens)
+    assert not torch.equal(clip.conditions.text.tokens, clip.conditions.negative_text.tokens)
+    # The picture that was sent is the one of the request.
+    (asked,) = server.asked
+    data = asked[2]["messages"][0]["content"][1]["image_url"]["url"].split(",")[1]
+    sent, own = Image.open(io.BytesIO(base64.b64decode(data))), load_picture(mute.image)
+    assert sent.size == own.size
+    assert all(abs(a - b) < 20 for a, b in zip(sent.getpixel((90, 10)), own.getpixel((90, 10)), strict=True))
+
+
+def test_a_prompt_is_not_described_over(toy: OmniHumanPipeline, request_: GenerateRequest, server: Server) -> None:
+    for prompt in ("a hum", ""):
+        request = dataclasses.replace(request_, prompt=prompt, captioner=server.url, captioner_model="eyes")
+        clip = toy.prepare(request)
+        assert (clip.prompt, clip.notices) == (prompt, ())
+    assert server.asked == []
+
+
+def test_a_local_model_writes_the_prompt(mute: GenerateRequest, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from omnihuman_conditions.captioner_local import LocalCaptioner, LocalCaptionerConfig
+
+    folder = save_llava(tmp_path / "eyes")
+    told = with_caption(dataclasses.replace(mute, captioner=folder, device="cpu"), load_picture(mute.image))
+    picture = torch.from_numpy(np.array(load_picture(mute.image))).permute(2, 0, 1) / 127.5 - 1
+    assert told.prompt == LocalCaptioner(LocalCaptionerConfig.base(str(folder))).caption(picture)
+
+
+def test_without_a_captioner_there_is_one_notice_and_the_models_null(
+    toy: OmniHumanPipeline, mute: GenerateRequest
+) -> None:
+    clip = toy.prepare(mute)
+    assert clip.notices == ("no prompt and no captioner: the text says nothing; give --prompt or --captioner",)
+    assert clip.prompt == ""
+    assert torch.equal(clip.conditions.text.tokens, clip.conditions.negative_text.tokens)
+
+
+def test_a_model_may_bring_a_neutral_prompt(mute: GenerateRequest, tmp_path: Path) -> None:
+    model = OmniHumanPipeline.from_pretrained(save_toy(tmp_path / "model", default_prompt="A hum."), device="cpu")
+    clip = model.prepare(mute)
+    assert clip.notices == ('no prompt and no captioner: the prompt is "A hum."; give --prompt or --captioner',)
+    want = model.prepare(dataclasses.replace(mute, prompt="A hum."))
+    assert torch.equal(clip.conditions.text.tokens, want.conditions.text.tokens)
+    assert want.notices == ()
+
+
+def test_the_shipped_model_has_learnt_no_text() -> None:
+    assert read_index(model_directory("tiny")).generation.default_prompt == ""
+
+
+def test_a_model_without_text_is_not_described_to(mute: GenerateRequest, server: Server, tmp_path: Path) -> None:
+    folder = save_toy(tmp_path / "model", leave_out=("text_extractor", "text_encoder"))
+    model = OmniHumanPipeline.from_pretrained(folder, device="cpu")
+    assert model.prepare(mute).notices == ()
+    with pytest.raises(RequestError, match="^captioner: the model toy takes none"):
+        model.prepare(dataclasses.replace(mute, captioner=server.url, captioner_model="eyes"))
+
+
+def test_command_line(mute: GenerateRequest, toy_dir: Path, server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--image", str(mute.image), "--audio", str(mute.audio), "--out", str(mute.out)]
+    words += ["--model", str(toy_dir), "--num-steps", "1", "--seconds", "0.2", "--device", "cpu"]
+    assert main([*words, "--captioner", server.url, "--captioner-model", "eyes"]) == 0
+    assert 'note: the captioner wrote "A man in a red coat."\n' in capsys.readouterr().err
+    assert main(words) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    mute.out.unlink()
+    server.status, server.answer = 500, {"error": {"message": "out of\nmemory"}}
+    assert main([*words, "--captioner", server.url, "--captioner-model", "eyes"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"omnihuman-infer: error: captioner: captioner at {server.url} answered 500: out of memory"
+    assert not mute.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"captioner": "/no/where"}, "captioner: /no/where is no directory"),
+        ({"captioner": "http://127.0.0.1:1/v1"}, "captioner_model: names a model"),
+        ({"captioner_model": "eyes"}, "captioner_model: names a model"),
+        ({"captioner_key": "KEY"}, "captioner_key: is that of a server"),
+        ({"captioner": ".", "captioner_model": "eyes"}, "captioner: . is no http:// or https:// address"),
+        ({"captioner": ".", "captioner_key": "KEY"}, "captioner: . is no http:// or https:// address"),
+    ],
+)
+def test_wrong_requests(mute: GenerateRequest, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        dataclasses.replace(mute, **changes).validate()
+    assert str(caught.value).startswith(message)
+
+
+def test_what_a_captioner_refuses_is_one_line(mute: GenerateRequest, tmp_path: Path) -> None:
+    picture = load_picture(mute.image)
+    with pytest.raises(RequestError, match="^captioner: captioner processor in .* cannot be loaded") as caught:
+        with_caption(dataclasses.replace(mute, captioner=tmp_path, device="cpu"), picture)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RequestError, match=r"^captioner: .* must look like http://host:port/v1"):
+        with_caption(dataclasses.replace(mute, captioner="http://", captioner_model="eyes"), picture)
