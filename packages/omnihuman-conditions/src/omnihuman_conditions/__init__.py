@@ -1,4 +1,4 @@
-"""Text, audio, pose, reference and motion conditions of the open OmniHuman stack."""
+"""Text, audio and pose conditions of the open OmniHuman stack."""
 
 from omnihuman_conditions.__about__ import __version__
 
