@@ -1,6 +1,7 @@
 """Keypoint files: round trips, OpenPose by the names of its joints, resampling, and every bad file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     loaded = load_pose(tmp_path / name)
     assert loaded.fps == 30.0
     torch.testing.assert_close(loaded.keypoints, sequence().keypoints, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.npz", "a.safetensors"])
+def test_the_shape_of_the_picture_is_kept(tmp_path: Path, name: str) -> None:
+    save_pose(replace(sequence(), aspect=1.5), tmp_path / name)
+    assert load_pose(tmp_path / name).aspect == 1.5
+    assert load_pose(tmp_path / name).resample(60).aspect == 1.5
+    record = {"keypoints": np.full((2, 133, 3), 4.0).tolist(), "width": 30, "height": 20}
+    assert load_pose(write(tmp_path / "pixels.json", record)).aspect == 1.5
+    record = {"keypoints": np.zeros((2, 133, 3)).tolist(), "aspect": 0}
+    refused(write(tmp_path / "flat.json", record), "pose aspect must be in")
 
 
 def test_separate_scores_in_pixels(tmp_path: Path) -> None:

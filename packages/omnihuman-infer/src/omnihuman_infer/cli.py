@@ -107,6 +107,7 @@ def _add_pose(parser: argparse.ArgumentParser) -> None:
     add("video", type=Path, metavar="VIDEO", help="video of one person, or of one best seen in the first frame")
     add("--out", required=True, type=Path, metavar="K.json", help="keypoint file to write (.json, .npz, .safetensors)")
     add("--preview", type=Path, metavar="P.mp4", help="copy of the video with the skeleton drawn on it")
+    add("--retarget-to", type=Path, metavar="P", help="picture, or its keypoint file, of the person who shall move so")
     add("--models", required=True, type=Path, metavar="DIR", help="directory of the .onnx files")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where they run (default: %(default)s)")
     parser.set_defaults(run=_pose)
@@ -275,6 +276,7 @@ def _pose(arguments: argparse.Namespace) -> int:
             arguments.out,
             models=arguments.models,
             preview=arguments.preview,
+            retarget_to=arguments.retarget_to,
             device=arguments.device,
         )
     print(f"{arguments.out}: {frames} frames")

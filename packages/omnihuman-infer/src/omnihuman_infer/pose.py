@@ -15,25 +15,39 @@ from typing import Any
 import numpy as np
 
 from omnihuman_core.plugins import plugin
+from omnihuman_infer.media.picture import load_picture
 from omnihuman_infer.request import RequestError
 
 PLUGIN = "pose_rtmlib"
 # What the names of person detectors hold; every other ONNX file of the directory is a pose model.
 DETECTOR = "yolox"
 FORMATS = (".json", ".npz", ".safetensors")
+PREVIEW_HEIGHT = 480
 
 
 def estimate(
-    video: Path, out: Path, *, models: Path, preview: Path | None = None, device: str = "cpu", plugin_name: str = PLUGIN
+    video: Path,
+    out: Path,
+    *,
+    models: Path,
+    preview: Path | None = None,
+    retarget_to: Path | None = None,
+    device: str = "cpu",
+    plugin_name: str = PLUGIN,
 ) -> int:
     """Write the keypoint file of a video, and a copy of the video with the skeleton on it.
+
+    Retargeted, the motion has the proportions of another person and is in fractions of that person's picture: it drives
+    a video of that picture as it is.
 
     Args:
         video: A video file.
         out: Keypoint file to write, ``.json``, ``.npz`` or ``.safetensors``.
         models: Directory with the ONNX file of a whole-body pose model, and with that of a YOLOX person detector
             unless one person fills the picture.
-        preview: mp4 to write.
+        preview: mp4 to write. Of a retargeted motion it shows the picture that it is for, black where only keypoints of
+            that picture are given.
+        retarget_to: Picture of the person who shall move, or a keypoint file of it.
         device: Where the models run, ``cpu`` or ``cuda``.
         plugin_name: Feature extractor that finds the keypoints.
 
@@ -43,20 +57,25 @@ def estimate(
     Raises:
         RequestError: one line that names the field and the fix; nothing is written.
     """
-    _check(video, out, preview)
+    _check(video, out, preview, retarget_to)
     pose, detector = _find_models(models)
     try:
         made_by: Any = plugin("feature_extractor", plugin_name)
         base = made_by.config_class.base(str(pose), None if detector is None else str(detector))
         extractor = made_by(dataclasses.replace(base, device=device))
+        person, behind = (None, video) if retarget_to is None else _person(extractor, retarget_to)
         sequence = extractor.extract(video)
+        if person is not None:
+            sequence = extractor.retarget(sequence, person)
         out.parent.mkdir(parents=True, exist_ok=True)
         with _part(out) as part:
             extractor.save(sequence, part)
             if preview is not None:
                 preview.parent.mkdir(parents=True, exist_ok=True)
                 with _part(preview) as drawn:
-                    _write_preview(extractor.preview(sequence, video), drawn, fps=sequence.fps)
+                    _write_preview(extractor.preview(sequence, behind), drawn, fps=sequence.fps)
+    except RequestError:
+        raise
     except ValueError as error:
         raise RequestError(f"pose: {' '.join(str(error).split())}") from None
     except OSError as error:
@@ -64,16 +83,34 @@ def estimate(
     return len(sequence.keypoints)
 
 
-def _check(video: Path, out: Path, preview: Path | None) -> None:
+def _person(extractor: Any, source: Path) -> tuple[Any, np.ndarray]:
+    """Keypoints of a picture or of a keypoint file, and a picture ``(H, W, 3)`` uint8 RGB to draw on."""
+    if source.suffix in FORMATS:
+        found = extractor.load(source)
+        return found, np.zeros((PREVIEW_HEIGHT, round(PREVIEW_HEIGHT * (found.aspect or 1)), 3), np.uint8)
+    try:
+        picture = np.array(load_picture(source))
+    except RequestError as error:
+        raise RequestError(f"retarget_to: {str(error).removeprefix('image: ')}") from None
+    try:
+        return extractor.find(picture), picture
+    except ValueError as error:
+        raise RequestError(f"retarget_to: {source}: {' '.join(str(error).split())}") from None
+
+
+def _check(video: Path, out: Path, preview: Path | None, retarget_to: Path | None) -> None:
     if not video.is_file():
         raise RequestError(f"video: {video} is no file; give a video")
+    if retarget_to is not None and not retarget_to.is_file():
+        raise RequestError(f"retarget_to: {retarget_to} is no file; give a picture or a keypoint file")
     if out.suffix not in FORMATS:
         raise RequestError(f"out: {out} must end in {', '.join(FORMATS)}")
     if preview is not None and preview.suffix != ".mp4":
         raise RequestError(f"preview: {preview} must end in .mp4")
     targets = [path.resolve() for path in (out, preview) if path is not None]
-    if video.resolve() in targets:
-        raise RequestError(f"{video} would be overwritten; choose another name for the result")
+    for source in (video, retarget_to):
+        if source is not None and source.resolve() in targets:
+            raise RequestError(f"{source} would be overwritten; choose another name for the result")
 
 
 def _find_models(directory: Path) -> tuple[Path, Path | None]:

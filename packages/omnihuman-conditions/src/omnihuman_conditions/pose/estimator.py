@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from omnihuman_conditions.pose.files import save_pose
+from omnihuman_conditions.pose.files import load_pose, save_pose
 from omnihuman_conditions.pose.keypoints import NUM_KEYPOINTS, PoseSequence
 from omnihuman_conditions.pose.preview import draw_preview
+from omnihuman_conditions.pose.retarget import retarget
 from omnihuman_conditions.pose.smoothing import smooth
 from omnihuman_conditions.pose.tracking import follow_person
 from omnihuman_conditions.pose.video import open_video
@@ -115,13 +117,57 @@ class RtmlibExtractor:
             raise error if str(raw) in str(error) else ValueError(f"{error}: {raw}") from error
         return smooth(sequence, window_seconds=self.config.smooth_seconds)
 
+    def find(self, picture: np.ndarray) -> PoseSequence:
+        """Keypoints of the best seen person of one picture ``(H, W, 3)`` uint8 RGB, as a sequence of one frame.
+
+        Raises:
+            ValueError: nobody is found.
+        """
+        people = self(picture)
+        if len(people) == 0:
+            raise ValueError("nobody was found in the picture; choose another one")
+        return follow_person(lambda frame: people, [picture], fps=1.0)
+
+    def load(self, path: str | Path) -> PoseSequence:
+        """Read a keypoint file; see :func:`load_pose`."""
+        return load_pose(path)
+
+    def retarget(self, sequence: PoseSequence, reference: PoseSequence) -> PoseSequence:
+        """The motion with the proportions and at the place of another person; see :func:`retarget`.
+
+        Args:
+            sequence: The driver's motion.
+            reference: The other person; the first frame counts.
+
+        Returns:
+            The motion in fractions of the reference's picture.
+
+        Raises:
+            ValueError: a file did not say the shape of its picture, or shoulders are hidden.
+        """
+        if sequence.aspect is None or reference.aspect is None:
+            raise ValueError("keypoint file does not say the shape of its picture: add 'aspect', width over height")
+        keypoints = retarget(
+            sequence.keypoints,
+            reference.keypoints[0],
+            driver_aspect=sequence.aspect,
+            reference_aspect=reference.aspect,
+        )
+        return replace(sequence, keypoints=keypoints, aspect=reference.aspect)
+
     def save(self, sequence: PoseSequence, path: str | Path) -> None:
         """Write a keypoint file; see :func:`save_pose`."""
         save_pose(sequence, path)
 
-    def preview(self, sequence: PoseSequence, video: str | Path) -> Iterator[np.ndarray]:
-        """Frames ``(H, W, 3)`` uint8 RGB of the video with the skeletons drawn on them; see :func:`draw_preview`."""
-        return draw_preview(open_video(video).frames(), sequence)
+    def preview(self, sequence: PoseSequence, behind: str | Path | np.ndarray) -> Iterator[np.ndarray]:
+        """Frames ``(H, W, 3)`` uint8 RGB with the skeletons drawn on them; see :func:`draw_preview`.
+
+        Args:
+            sequence: Keypoints.
+            behind: What they are drawn on: a video file, or one picture ``(H, W, 3)`` for all frames.
+        """
+        frames = itertools.repeat(behind) if isinstance(behind, np.ndarray) else open_video(behind).frames()
+        return draw_preview(frames, sequence)
 
 
 def _load(tool: Any, path: str, name: str, device: str) -> Any:

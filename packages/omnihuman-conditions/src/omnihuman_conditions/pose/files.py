@@ -30,7 +30,8 @@ def load_pose(path: str | Path, *, fps: float | None = None, size: tuple[int, in
 
     Formats:
         * ``.json``, ``.npz``, ``.safetensors`` with ``keypoints`` ``(T, 133, 3)``, or ``(T, 133, 2)`` and ``scores``
-          ``(T, 133)``, in COCO-WholeBody order; optional ``fps``, ``width``, ``height``.
+          ``(T, 133)``, in COCO-WholeBody order; optional ``fps``, ``width``, ``height``, or ``aspect`` (width over
+          height) where the points are fractions.
         * OpenPose ``.json`` of one frame (BODY_25 or COCO-18, hands, face), a list of such frames, or a folder with one
           file per frame in the order of their names. In each frame the person with the highest summed score counts.
 
@@ -66,15 +67,17 @@ def save_pose(sequence: PoseSequence, path: str | Path) -> None:
         ValueError: another ending.
     """
     path = Path(path)
+    numbers = {"fps": sequence.fps} | ({} if sequence.aspect is None else {"aspect": sequence.aspect})
     if path.suffix == ".json":
-        record = {"format": FORMAT, "fps": sequence.fps, "keypoints": sequence.keypoints.tolist()}
+        record = {"format": FORMAT, **numbers, "keypoints": sequence.keypoints.tolist()}
         path.write_text(json.dumps(record), encoding="utf-8")
     elif path.suffix == ".npz":
-        np.savez_compressed(path, keypoints=sequence.keypoints.numpy(), fps=np.float64(sequence.fps))
+        arrays: dict[str, Any] = {name: np.float64(value) for name, value in numbers.items()}
+        np.savez_compressed(path, keypoints=sequence.keypoints.numpy(), **arrays)
     elif path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        metadata = {"format": FORMAT, "fps": repr(sequence.fps)}
+        metadata = {"format": FORMAT, **{name: repr(value) for name, value in numbers.items()}}
         save_file({"keypoints": sequence.keypoints.contiguous()}, path, metadata=metadata)
     else:
         raise ValueError(f"pose file must end in .json, .npz or .safetensors, got {path}")
@@ -164,7 +167,13 @@ def _sequence(record: Mapping[str, Any], path: Path, fps: float | None, size: tu
     if not 0 < rate <= 1000:
         raise ValueError(f"pose 'fps' must be in (0, 1000], got {rate}: {path}")
     keypoints[..., 2].clamp_(0, 1)
-    return PoseSequence(keypoints=keypoints, fps=rate)
+    aspect = _number(record, "aspect", path) if "aspect" in record else None
+    if size is not None:
+        aspect = size[1] / size[0]
+    try:
+        return PoseSequence(keypoints=keypoints, fps=rate, aspect=aspect)
+    except ValueError as error:
+        raise ValueError(f"{error}: {path}") from None
 
 
 def _array(value: Any, name: str, path: Path) -> Tensor:

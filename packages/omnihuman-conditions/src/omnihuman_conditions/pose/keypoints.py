@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -34,10 +34,12 @@ class PoseSequence:
         keypoints: ``(T, 133, 3)`` float32: x and y as fractions of width and height, score in [0, 1]. A missing point
             has score 0.
         fps: Frames per second; frame ``i`` stands at ``(i + 0.5) / fps`` seconds.
+        aspect: Width over height of the picture that the fractions are of, or None where nobody said.
     """
 
     keypoints: Tensor
     fps: float
+    aspect: float | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.keypoints.shape)
@@ -45,6 +47,8 @@ class PoseSequence:
             raise ValueError(f"pose keypoints must be (T >= 1, {NUM_KEYPOINTS}, 3), got {shape}")
         if not 0 < self.fps <= 1000:
             raise ValueError(f"pose fps must be in (0, 1000], got {self.fps}")
+        if self.aspect is not None and not 0.01 <= self.aspect <= 100:
+            raise ValueError(f"pose aspect must be in [0.01, 100], got {self.aspect}")
         if not torch.isfinite(self.keypoints).all():
             raise ValueError("pose keypoints hold NaN or infinite values; give a missing point score 0")
 
@@ -71,4 +75,4 @@ class PoseSequence:
         total = from_a + from_b
         mixed = (from_a * a[..., :2] + from_b * b[..., :2]) / total.clamp(min=1e-12)
         xy = torch.where(total > 0, mixed, a[..., :2])
-        return type(self)(keypoints=torch.cat([xy, score], -1), fps=fps)
+        return replace(self, keypoints=torch.cat([xy, score], -1), fps=fps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -40,7 +42,7 @@ def smooth(sequence: PoseSequence, *, window_seconds: float, order: int = 2) -> 
             fitted = min(window, length if length % 2 else length - 1)
             if fitted > order:
                 values[start:stop, point, :2] = savgol_filter(values[start:stop, point, :2], fitted, order, axis=0)
-    return PoseSequence(keypoints=torch.from_numpy(values).float(), fps=sequence.fps)
+    return replace(sequence, keypoints=torch.from_numpy(values).float())
 
 
 def _runs(seen: np.ndarray) -> list[tuple[int, int]]:

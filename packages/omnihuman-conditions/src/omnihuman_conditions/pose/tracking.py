@@ -39,9 +39,11 @@ def follow_person(estimator: PoseEstimator, frames: Iterable[np.ndarray], *, fps
     """
     found: list[np.ndarray] = []
     last: np.ndarray | None = None
+    aspect: float | None = None
     for index, frame in enumerate(frames):
         if index >= MAX_FRAMES:
             raise ValueError(f"video has more than {MAX_FRAMES} frames; cut the part you need")
+        aspect = frame.shape[1] / frame.shape[0]
         people = _people(estimator(frame), frame, index)
         if len(people):
             chosen = people[_best_seen(people) if last is None else _nearest(people, last)]
@@ -54,7 +56,7 @@ def follow_person(estimator: PoseEstimator, frames: Iterable[np.ndarray], *, fps
         raise ValueError("video has no frame")
     if last is None:
         raise ValueError(f"nobody was found in any of the {len(found)} frames of the video")
-    return PoseSequence(keypoints=torch.from_numpy(np.stack(found)).float(), fps=fps)
+    return PoseSequence(keypoints=torch.from_numpy(np.stack(found)).float(), fps=fps, aspect=aspect)
 
 
 def _people(answer: np.ndarray, frame: np.ndarray, index: int) -> np.ndarray:
