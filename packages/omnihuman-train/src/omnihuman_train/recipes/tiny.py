@@ -16,7 +16,7 @@ def tiny() -> TrainConfig:
     stages = (
         Stage(
             name="text",
-            steps=600,
+            steps=1000,
             ratios=Ratios(text=0.9, audio=0.0, pose=0.0, reference=0.2),
             pictures=True,
             batch_size=64,
@@ -54,7 +54,7 @@ def tiny() -> TrainConfig:
         flow=FlowConfig(mouth_weight=4.0, hand_weight=2.0, mouth_probe_weight=1.0),
         segment=SegmentConfig(latent_frames=9),
         run=RunConfig(
-            steps=2800,
+            steps=3200,
             batch_size=24,
             ema_decay=0.998,
             optimizer=OptimizerConfig(name="muon", lr=1e-3, muon_lr=2e-3, warmup_steps=100, decay_fraction=0.3),
