@@ -1,0 +1,66 @@
+"""Activation checkpointing of the transformer blocks, applied from outside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+CheckpointMode = Literal["none", "selective", "full"]
+
+# Names of the attention kernels whose results (output and log-sum-exp) are worth their memory: recomputing them costs
+# a share that grows with the length, keeping them costs as much as one hidden state.
+_ATTENTION = (
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_cudnn_attention",
+    "flash_attn._flash_attn_forward",
+    "omnihuman.joint_attention",
+)
+
+
+def checkpoint_blocks(model: nn.Module, mode: CheckpointMode) -> None:
+    """Let every block of ``model`` recompute its activations in the backward pass, in place.
+
+    Parameters keep their names; results and gradients stay what they are.
+
+    Args:
+        model: A backbone, or a module that holds one; see :func:`blocks_of`.
+        mode: ``none`` keeps all activations; ``full`` keeps the input of each block alone; ``selective`` keeps the
+            output and the log-sum-exp of its attention as well, which the backward would need the longest to make.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if mode not in ("none", "selective", "full"):
+        raise ValueError(f"parallel.activation_checkpoint must be none, selective or full, got {mode!r}")
+    if mode == "none":
+        return
+    contexts: Callable[[], Any] | None = None
+    if mode == "selective":
+        contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
+    for block in blocks_of(model):
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        if contexts is not None:
+            options["context_fn"] = contexts
+        # An instance attribute in front of the class's method: hooks, names and types stay as they are.
+        block.forward = partial(checkpoint, block.forward, **options)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a model: the members of its outermost module lists, in order."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        found.extend(child if isinstance(child, nn.ModuleList) else blocks_of(child))
+    return found
+
+
+def _keep_attention(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    # Written as "aten.add.Tensor": namespace, name and overload.
+    kept = str(op).rpartition(".")[0] in _ATTENTION
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
