@@ -6,6 +6,7 @@ Spectral Normalization for Generative Adversarial Networks.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -52,13 +53,22 @@ class PatchDiscriminator(nn.Module):
         if min(video.shape[-2:]) < smallest:
             raise ValueError(f"height and width must be at least {smallest}, got {tuple(video.shape[-2:])}")
         for layer in self.layers:
-            video = F.leaky_relu(layer(video), 0.2)
-        logits: Tensor = self.head(video)
-        return logits
+            video = F.leaky_relu(_convolve(layer, video), 0.2)
+        return _convolve(self.head, video)
+
+
+def _convolve(layer: nn.Module, video: Tensor) -> Tensor:
+    assert isinstance(layer, nn.Conv3d)
+    # Autocast would estimate the singular value in bf16 where it knows matrix-vector products (CUDA).
+    with torch.autocast(video.device.type, enabled=False):
+        weight = layer.weight
+    return F.conv3d(video, weight, layer.bias, layer.stride, layer.padding)
 
 
 class ImageAndVideoDiscriminator(nn.Module):
     """Judges one frame in ``frame_step`` as a picture, and the whole clip as a video.
+
+    A clip of one frame is judged as a picture alone: it has no motion to judge.
 
     Args:
         width: Channels of the first layer of each.
@@ -74,7 +84,7 @@ class ImageAndVideoDiscriminator(nn.Module):
         self.image = PatchDiscriminator(width=width, num_layers=num_layers, temporal_kernel=1)
         self.video = PatchDiscriminator(width=width, num_layers=num_layers, temporal_kernel=3)
 
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the pictures ``(B * frames, 1, 1, h, w)`` and of the video ``(B, 1, T, h, w)``."""
+    def forward(self, video: Tensor) -> tuple[Tensor, ...]:
+        """Logits of the pictures ``(B * frames, 1, 1, h, w)`` and, for T > 1, of the video ``(B, 1, T, h, w)``."""
         frames = rearrange(video[:, :, :: self.frame_step], "b c t h w -> (b t) c 1 h w")  # (B * T, 3, 1, H, W)
-        return self.image(frames), self.video(video)
+        return (self.image(frames), self.video(video)) if video.shape[2] > 1 else (self.image(frames),)
