@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change one field of the recipe")
     run.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     run.add_argument(
-        "--parts", default="render,vae,encode,decoder,backbone,export", help="parts to run, in order (default: all)"
+        "--parts",
+        help="parts to run, in order: render,vae,encode,decoder,backbone,export (default: all the recipe has)",
     )
     run.add_argument("--trial", type=int, metavar="N", help="cut the VAE and every stage to at most N steps")
     run.set_defaults(run=_run)
@@ -31,20 +32,23 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     from omnihuman_core.config import load_function, override
+    from omnihuman_train import runs, vae_run
     from omnihuman_train.config import TrainConfig
-    from omnihuman_train.runs import PARTS, run, shortened
 
-    parts = arguments.parts.split(",")
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
-        raise ValueError(f"--parts: unknown {unknown}; known are {list(PARTS)}")
     config = load_function(arguments.config)()
-    if not isinstance(config, TrainConfig):
+    if not isinstance(config, TrainConfig | vae_run.VAETrainConfig):
         raise ValueError(f"--config {arguments.config}: must return a TrainConfig, got {type(config).__name__}")
     config = override(config, arguments.set)
-    if arguments.trial is not None:
-        config = shortened(config, arguments.trial)
-    run(config, arguments.out, parts)
+    known = list(runs.PARTS if isinstance(config, TrainConfig) else vae_run.PARTS)
+    parts = known if arguments.parts is None else arguments.parts.split(",")
+    if unknown := [part for part in parts if part not in known]:
+        raise ValueError(f"--parts: unknown {unknown}; known are {known}")
+    if isinstance(config, TrainConfig):
+        config = config if arguments.trial is None else runs.shortened(config, arguments.trial)
+        runs.run(config, arguments.out, parts)
+    else:
+        config = config if arguments.trial is None else vae_run.shortened(config, arguments.trial)
+        vae_run.run_vae(config, arguments.out, parts)
 
 
 def _init(arguments: argparse.Namespace) -> None:

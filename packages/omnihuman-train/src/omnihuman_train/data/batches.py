@@ -34,10 +34,29 @@ class Buckets:
 
 
 class VideoBatches:
-    """Short windows of rendered clips for the VAE: ``video`` in [-1, 1] and its loss ``weight``."""
+    """Short windows of rendered clips for the VAE: ``video`` in [-1, 1] and its loss ``weight``.
+
+    Args:
+        folder: Rendered clips, one folder per size bucket.
+        run: Seed and batch size.
+        frames: Pixel frames of a window.
+        mouth_weight: Loss weight of mouth pixels.
+        hand_weight: Loss weight of hand pixels.
+        image_ratio: Share of batches of single pictures; such a batch has as many of them as the others have frames.
+
+    Raises:
+        ValueError: there are clips shorter than a window.
+    """
 
     def __init__(
-        self, folder: Path, run: RunConfig, *, frames: int, mouth_weight: float, hand_weight: float = 1.0
+        self,
+        folder: Path,
+        run: RunConfig,
+        *,
+        frames: int,
+        mouth_weight: float,
+        hand_weight: float = 1.0,
+        image_ratio: float = 0.0,
     ) -> None:
         self._data = Buckets(folder, ("video", "mouth_box", "hands"))
         shortest = min(bucket.tensors["video"].shape[2] for bucket in self._data.buckets)
@@ -45,14 +64,19 @@ class VideoBatches:
             raise ValueError(f"{folder}: vae_frames is {frames}, but there are clips of {shortest} frames")
         self._run, self._frames = run, frames
         self._mouth_weight, self._hand_weight = mouth_weight, hand_weight
+        self._image_ratio = image_ratio
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Batch of ``step``: ``video`` (B, 3, T, H, W), ``weight`` (B, 1, T, H, W)."""
         generator = step_generator(self._run.seed, step, DATA_STREAM)
-        bucket, indices = self._data.draw(self._run.batch_size, generator)
+        frames, count = self._frames, self._run.batch_size
+        # Drawn only where asked for: recipes without pictures keep their draws.
+        if self._image_ratio and bool(torch.rand((), generator=generator) < self._image_ratio):
+            frames, count = 1, count * frames
+        bucket, indices = self._data.draw(count, generator)
         video, boxes, hands = (bucket.tensors[key] for key in ("video", "mouth_box", "hands"))
-        starts = torch.randint(video.shape[2] - self._frames + 1, (len(indices),), generator=generator).tolist()
-        rows = [(i, slice(s, s + self._frames)) for i, s in zip(indices.tolist(), starts, strict=True)]
+        starts = torch.randint(video.shape[2] - frames + 1, (len(indices),), generator=generator).tolist()
+        rows = [(i, slice(s, s + frames)) for i, s in zip(indices.tolist(), starts, strict=True)]
         pixels = from_bytes(torch.stack([video[i, :, window] for i, window in rows]))
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
         mouth = torch.stack([box_mask(boxes[i, window], *size) for i, window in rows])[:, None].float()
