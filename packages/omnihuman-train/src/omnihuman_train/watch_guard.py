@@ -1,0 +1,94 @@
+"""Stops a run whose loss is not finite or jumps, and saves which samples it had last."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omnihuman_core.contracts import LossOutput
+from omnihuman_train.watching import StepTiming
+
+# A deviation is taken to be at least this share of the median: a loss that hardly moves may move a little.
+LEAST_DEVIATION = 0.02
+# Losses before the guard judges; from a few, a deviation is a guess.
+LEAST_HISTORY = 50
+# The median absolute deviation of a normal distribution, times this, is its standard deviation.
+NORMAL = 1.4826
+
+
+class LossGuard:
+    """A :class:`~omnihuman_train.watching.Watcher` that raises at a loss that no healthy run has.
+
+    A loss is a *spike* where it exceeds the median of the last ``window`` losses by more than ``deviations`` times
+    their standard deviation, estimated robustly: 1.4826 times the median absolute deviation, at least 2 % of the
+    median. Nothing is judged in the first 50 steps. A spike does not join the losses that the next one is compared with.
+
+    Ten deviations are far outside what batches differ by. A loss that climbs over hundreds of steps is no spike.
+
+    Args:
+        folder: Where the samples of the step are named, in ``step_NNNNNNNN_rank_R.json``.
+        deviations: Deviations over the median that make a spike.
+        window: Losses that are looked back on.
+        keys: Keys of the samples that this rank had in a step; None saves the step alone.
+        rank: Number of this rank.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        deviations: float = 10.0,
+        window: int = 200,
+        keys: Callable[[int], Sequence[str]] | None = None,
+        rank: int = 0,
+    ) -> None:
+        self._folder, self._deviations, self._keys, self._rank = folder, deviations, keys, rank
+        self._losses: deque[float] = deque(maxlen=window)
+
+    def step(self, step: int, output: LossOutput, timing: StepTiming) -> None:
+        """Judge one step.
+
+        Raises:
+            FloatingPointError: the loss or the norm of its gradient is not finite, or the loss is a spike.
+        """
+        loss = float(output.loss)
+        norm = float(output.metrics["grad_norm"]) if "grad_norm" in output.metrics else 0.0
+        if not math.isfinite(loss):
+            self.stop(step, loss, f"the loss is {loss}")
+        if not math.isfinite(norm):
+            self.stop(step, loss, f"the norm of the gradient is {norm}")
+        limit = self.limit()
+        if loss > limit:
+            self.stop(step, loss, f"the loss is {loss:.4g}, a jump: {limit:.4g} is the limit after the losses before")
+        self._losses.append(loss)
+
+    def limit(self) -> float:
+        """The loss from which on a step is a spike; infinite while too little is known."""
+        if len(self._losses) < min(LEAST_HISTORY, self._losses.maxlen or LEAST_HISTORY):
+            return math.inf
+        middle = statistics.median(self._losses)
+        spread = NORMAL * statistics.median(abs(loss - middle) for loss in self._losses)
+        return middle + self._deviations * max(spread, LEAST_DEVIATION * abs(middle))
+
+    def stop(self, step: int, loss: float, reason: str) -> None:
+        """Save the samples of ``step`` and raise.
+
+        Raises:
+            FloatingPointError: always.
+        """
+        path = self._folder / f"step_{step:08d}_rank_{self._rank}.json"
+        keys = list(self._keys(step)) if self._keys is not None else []
+        self._folder.mkdir(parents=True, exist_ok=True)
+        note = {"step": step, "loss": loss if math.isfinite(loss) else str(loss), "reason": reason, "keys": keys}
+        path.write_text(json.dumps({**note, "losses_before": list(self._losses)[-20:]}, indent=1) + "\n")
+        raise FloatingPointError(
+            f"step {step}: {reason}; its samples are named in {path}. The last checkpoint is from before it: look at "
+            f"them, lower run.optimizer.lr, or go on with a higher watch.spike_deviations"
+        )
+
+    def close(self) -> None:
+        """Nothing is open."""

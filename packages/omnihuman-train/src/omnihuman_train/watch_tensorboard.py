@@ -1,0 +1,69 @@
+"""Scalars for TensorBoard, and the same ones for Weights & Biases; both are extras."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omnihuman_train.watch_record import Scalars
+
+
+class TensorBoardSink:
+    """Event files that ``tensorboard --logdir`` shows.
+
+    Args:
+        folder: Where they go.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            # Untyped calls where it is installed, unknown ones where it is not.
+            tensorboard: Any = import_module("torch.utils.tensorboard")
+        except ImportError:
+            raise ValueError(
+                "watch.tensorboard needs TensorBoard: pip install omnihuman-train[tensorboard], "
+                "or --set watch.tensorboard=false"
+            ) from None
+        self._writer = tensorboard.SummaryWriter(folder)
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        """Write the scalars of a step."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._writer.close()
+
+
+class WandbSink:
+    """A run of Weights & Biases; where it sends to, and whether at all, its own settings say (``WANDB_MODE``).
+
+    Args:
+        project: Name of the project.
+        folder: Folder of the run, whose name is the run's.
+
+    Raises:
+        ValueError: ``wandb`` is not installed.
+    """
+
+    def __init__(self, project: str, folder: Path) -> None:
+        try:
+            wandb: Any = import_module("wandb")
+        except ImportError:
+            raise ValueError("watch.wandb needs its package: pip install omnihuman-train[wandb]") from None
+        # The folder's own name as id: a resumed run goes on in the same curves.
+        self._run = wandb.init(project=project, dir=str(folder), id=folder.resolve().name, resume="allow")
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        """Log the scalars of a step."""
+        self._run.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
