@@ -11,7 +11,7 @@ from .members import MEMBERS, ROOT
 
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 CORE = ("activation", "checkpoint", "config", "contracts", "dropout", "flow", "importing", "mmdit", "model_dir", "ops")
-CORE += ("plugins", "testing")
+CORE += ("cli", "plugins", "testing")
 
 PLANTS = [
     ("floors", "omnihuman_core/flow", "import omnihuman_vae"),

@@ -13,12 +13,14 @@ from omnihuman_core.contracts.encoder import AudioFeatures, ConditionEncoder, Fe
 from omnihuman_core.contracts.importer import CheckpointImporter, ImportedComponent
 from omnihuman_core.contracts.latents import LatentSpec
 from omnihuman_core.contracts.objective import LossOutput, Objective
-from omnihuman_core.contracts.ops import Ops, Segments
+from omnihuman_core.contracts.ops import Attention, AttentionSupport, Ops, Segments
 from omnihuman_core.contracts.state_dict import StateDictAdapter
 from omnihuman_core.contracts.vae import VideoVAE
 
 __all__ = [
     "CONDITIONS",
+    "Attention",
+    "AttentionSupport",
     "AudioCondition",
     "AudioFeatures",
     "Backbone",

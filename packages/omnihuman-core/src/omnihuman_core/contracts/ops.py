@@ -13,9 +13,11 @@ Stability: 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Segments = tuple[int, ...]
@@ -27,6 +29,27 @@ class Attention(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """``q (B, L, N, K)``, ``k, v (B, M, N, K)``, ``mask (B, M)`` true where a key counts -> ``(B, L, N, K)``."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSupport:
+    """What an implementation of :class:`Attention` takes on one type of device.
+
+    Attributes:
+        device: Type of the device, such as ``cpu`` or ``cuda``; None for every type.
+        capabilities: Lowest and highest compute capability, both included; None where it does not matter.
+        dtypes: Dtypes of q, k and v.
+        head_dims: Widths ``K`` of a head; None for every width.
+        key_mask: Whether ``mask`` may be given.
+        backward: Whether gradients reach q, k and v.
+    """
+
+    device: str | None
+    capabilities: tuple[tuple[int, int], tuple[int, int]] | None = None
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    head_dims: Sequence[int] | None = None
+    key_mask: bool = True
+    backward: bool = True
 
 
 class QKNormRope(Protocol):
@@ -75,7 +98,11 @@ class FrameCrossAttention(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Ops:
-    """The ops of one model."""
+    """The ops of one model.
+
+    ``attention_support`` says where ``attention`` runs, one entry a type of device. A bundle that leaves it out is
+    asked by one small call when its attention is chosen.
+    """
 
     attention: Attention
     qk_norm_rope: QKNormRope
@@ -83,3 +110,4 @@ class Ops:
     gated_residual: GatedResidual
     residual_modulated_norm: ResidualModulatedNorm
     frame_cross_attention: FrameCrossAttention
+    attention_support: tuple[AttentionSupport, ...] = ()

@@ -41,6 +41,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) ->
     return rearrange(out, "B N L K -> B L N K")  # (B, L, N, K)
 
 
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """:func:`attention` with the scores written out: the formula that every other implementation is compared with.
+
+    Holds ``B * N * L * M`` scores, so it is for short sequences.
+    """
+    q, k, v = (rearrange(x, "B L N K -> B N L K") for x in (q, k, v))  # (B, N, L, K)
+    scores = torch.matmul(q, k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (B, N, L, M)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+    out = torch.matmul(scores.softmax(dim=-1), v)
+    return rearrange(out, "B N L K -> B L N K")  # (B, L, N, K)
+
+
 def frame_cross_attention(q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, *, eps: float) -> Tensor:
     """Cross-attention of the tokens of each latent frame to the audio tokens of that frame (paper section 3.2).
 

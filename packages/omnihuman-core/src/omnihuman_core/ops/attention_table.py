@@ -1,0 +1,155 @@
+"""Measured times of attention backends: rows of data, and the files that hold them.
+
+A file is JSON: ``{"format": 1, "rows": [...]}``, each row an :class:`AttentionRow`. This package ships one; the command
+``omnihuman-core bench-attention`` writes another for the user's machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from omnihuman_core.config import from_table
+
+FORMAT = 1
+# No table comes near this; a larger file is something else under the wrong name.
+MAX_BYTES = 16 << 20
+
+# What was timed: the forward alone, or forward and backward together as a training step runs them.
+Direction = Literal["forward", "training"]
+
+
+class TableError(ValueError):
+    """A table of attention times cannot be read or written; the message names the file and the fix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRow:
+    """One measured time of a backend that agreed with the reference.
+
+    Attributes:
+        device: Name of the device, as :func:`~omnihuman_core.ops.attention_backends.describe_target` gives it.
+        dtype: Such as ``bfloat16``.
+        batch: Batch size ``B`` of the measurement.
+        length: Queries and keys ``L``.
+        heads: Heads ``N``.
+        head_dim: Width ``K`` of a head.
+        masked: Whether a key mask was given.
+        direction: What was timed.
+        backend: Name of the backend.
+        seconds: Median time of one call.
+        torch: Version of torch.
+        date: Day of the measurement, ``YYYY-MM-DD``.
+    """
+
+    device: str
+    dtype: str
+    batch: int
+    length: int
+    heads: int
+    head_dim: int
+    masked: bool
+    direction: Direction
+    backend: str
+    seconds: float
+    torch: str
+    date: str
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "length", "heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (self.seconds > 0 and math.isfinite(self.seconds)):
+            raise ValueError(f"seconds must be a positive number, got {self.seconds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    format: int
+    rows: tuple[AttentionRow, ...]
+
+
+def user_table() -> Path:
+    """Where ``omnihuman-core bench-attention`` writes the times of this machine."""
+    return Path.home() / ".omnihuman" / "attention.json"
+
+
+def known_rows(user: Path | None = None) -> tuple[AttentionRow, ...]:
+    """Shipped rows and the user's; where both know a device and dtype, the user's alone count.
+
+    Args:
+        user: The user's table, which may be missing; None takes :func:`user_table`.
+
+    Raises:
+        TableError: a table is there and cannot be read.
+    """
+    shipped = _parse(files("omnihuman_core.ops").joinpath("attention.json").read_text(encoding="utf-8"), "shipped")
+    user = user_table() if user is None else user
+    return merge(shipped, read_table(user) if user.exists() else ())
+
+
+def read_table(path: Path) -> tuple[AttentionRow, ...]:
+    """Rows of a file.
+
+    Raises:
+        TableError: missing, too large, no JSON, or a field is missing, unknown or out of range.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise TableError(f"{path}: is larger than {MAX_BYTES >> 20} MiB and no table of attention times")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise TableError(f"{path}: is no text; {_FIX}") from None
+    return _parse(text, str(path))
+
+
+def merge(old: Iterable[AttentionRow], new: Sequence[AttentionRow]) -> tuple[AttentionRow, ...]:
+    """``new``, and the rows of ``old`` for devices and dtypes that ``new`` says nothing of."""
+    replaced = {(row.device, row.dtype) for row in new}
+    return (*(row for row in old if (row.device, row.dtype) not in replaced), *new)
+
+
+def write_table(path: Path, rows: Sequence[AttentionRow]) -> None:
+    """Write a table, whole or not at all.
+
+    Raises:
+        TableError: the place cannot be written to.
+    """
+    text = json.dumps({"format": FORMAT, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise TableError(f"{path}: cannot be written ({error.strerror}); choose another place with --out") from None
+
+
+_FIX = "delete it, or run omnihuman-core bench-attention again after that"
+
+
+def _parse(text: str, where: str) -> tuple[AttentionRow, ...]:
+    try:
+        table = json.loads(text)
+    except ValueError as error:
+        raise TableError(f"{where}: is no JSON ({error}); {_FIX}") from None
+    if not isinstance(table, dict) or table.get("format") != FORMAT:
+        raise TableError(f"{where}: is no table of attention times in format {FORMAT}; {_FIX}")
+    try:
+        return from_table(_File, table).rows
+    except (ValueError, TypeError) as error:
+        raise TableError(f"{where}: {error}; {_FIX}") from None
