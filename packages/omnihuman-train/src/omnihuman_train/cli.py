@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omnihuman_train.data_cli import add_data_commands
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -27,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("--out", required=True, type=Path, metavar="DIR", help="model directory to write")
     init.add_argument("--set", action="append", default=[], metavar="A=B", help="change one field of InitConfig")
     init.set_defaults(run=_init)
+    add_data_commands(commands)
     return top
 
 
