@@ -25,7 +25,7 @@ class LossGuard:
 
     A loss is a *spike* where it exceeds the median of the last ``window`` losses by more than ``deviations`` times
     their standard deviation, estimated robustly: 1.4826 times the median absolute deviation, at least 2 % of the
-    median. Nothing is judged in the first 50 steps. A spike does not join the losses that the next one is compared with.
+    median. Nothing is judged in the first 50 steps. A spike does not join the losses that are looked back on.
 
     Ten deviations are far outside what batches differ by. A loss that climbs over hundreds of steps is no spike.
 
