@@ -27,6 +27,7 @@ from omnihuman_core.checkpoint import load_state, save_safetensors
 from omnihuman_core.config import from_table, read_toml, to_toml
 from omnihuman_core.contracts.backbone import Backbone
 from omnihuman_core.contracts.encoder import ConditionEncoder, FeatureExtractor
+from omnihuman_core.contracts.ops import Ops
 from omnihuman_core.contracts.vae import VideoVAE
 from omnihuman_core.plugins import check_group, group, installed, plugin, resolve_ops
 
@@ -182,7 +183,7 @@ def load_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    ops: str = "eager",
+    ops: str | Ops = "eager",
 ) -> ModelComponents:
     """Load every component that the index names, in ``eval`` mode.
 
@@ -190,7 +191,7 @@ def load_model(
         directory: A model directory.
         device: Where modules go.
         dtype: Dtype of their floating tensors.
-        ops: Ops bundle of the backbone.
+        ops: Ops bundle of the backbone, or its name.
 
     Raises:
         ValueError: the directory is incomplete or something in it does not fit; one line that names file and field.
@@ -214,7 +215,7 @@ def load_component(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    ops: str = "eager",
+    ops: str | Ops = "eager",
 ) -> Any:
     """Load one component alone, as :func:`load_model` does; the others may be missing.
 
@@ -313,7 +314,7 @@ def _load(
     *,
     device: str | torch.device,
     dtype: torch.dtype,
-    ops: str,
+    ops: str | Ops,
 ) -> Any:
     path = _inside(directory, name, CONFIG)
     made_by = plugin(COMPONENTS[name], entry.plugin)
@@ -322,7 +323,7 @@ def _load(
         config = from_table(made_by.config_class, _resolved(table, path.parent))
     except ValueError as error:
         raise ModelDirError(f"{path}: {error}") from None
-    extra = {"ops": resolve_ops(ops)} if name == "backbone" else {}
+    extra = {"ops": resolve_ops(ops) if isinstance(ops, str) else ops} if name == "backbone" else {}
     weights = Path(directory) / name / WEIGHTS
     if weights.exists():
         _inside(directory, name, WEIGHTS)

@@ -17,6 +17,8 @@ from omnihuman_core.checkpoint import read_layout
 from omnihuman_core.config import from_table, read_toml
 from omnihuman_core.importing import read_public
 from omnihuman_core.model_dir import COMPONENTS, CONFIG, INDEX, REQUIRED, WEIGHTS, ComponentEntry, read_index
+from omnihuman_core.ops import choose_attention
+from omnihuman_core.ops.attention_backends import attention_backend, backend_names, describe_target, why_not
 from omnihuman_core.plugins import installed, plugin, resolve_ops
 from omnihuman_infer.loading import resolve_device
 
@@ -68,7 +70,8 @@ def examine(directory: Path | None) -> Report:
         lines += [*found, ""]
     lines += ["packages", *(f"  {name:22s} {_version(name)}" for name in PACKAGES), ""]
     lines += ["machine", *(f"  {line}" for line in _machine(size)), ""]
-    lines += ["attention", *(f"  {line}" for line in _attention())]
+    lines += ["ops", *(f"  {line}" for line in _ops()), ""]
+    lines += ["attention", *(f"  {line}" for line in _attention(faults))]
     if faults:
         lines += ["", "faults", *(f"  {fault}" for fault in faults)]
     return Report(text="\n".join(lines), faults=tuple(faults))
@@ -159,13 +162,18 @@ def _consequence(name: str) -> str:
 
 
 def _machine(size: int) -> Iterator[str]:
-    device = resolve_device("auto")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    device, dtype = _default()
     gpus = list(_gpus())
     yield from gpus or ["no GPU is seen"]
     yield f"device {device}, precision {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
     if size:
         yield f"weights at that precision: {size * dtype.itemsize / 1e9:.2f} GB, without what the work itself needs"
+
+
+def _default() -> tuple[torch.device, torch.dtype]:
+    """Device and precision of a generation that says nothing about them."""
+    device = resolve_device("auto")
+    return device, torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _gpus() -> Iterator[str]:
@@ -189,7 +197,7 @@ def _gpus() -> Iterator[str]:
         pynvml.nvmlShutdown()
 
 
-def _attention() -> Iterator[str]:
+def _ops() -> Iterator[str]:
     for name in sorted(installed("ops")):
         try:
             resolve_ops(name)
@@ -199,12 +207,23 @@ def _attention() -> Iterator[str]:
         else:
             note = ", the default" if name == "eager" else "" if torch.cuda.is_available() else " with a CUDA device"
             yield f"{name:8s} usable{note}"
-    if torch.cuda.is_available():
-        names = ("flash", "mem_efficient", "cudnn", "math")
-        on = [name for name in names if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()]
-        yield f"eager chooses among torch's {', '.join(on)} kernels"
+
+
+def _attention(faults: list[str]) -> Iterator[str]:
+    """Which backends run on the default device, why the others do not, and what ``auto`` makes of them."""
+    target = describe_target(*_default())
+    for name in backend_names():
+        reason = why_not(attention_backend(name), target)
+        yield f"{name:14s} {'usable' if reason is None else reason}"
+    try:
+        choice = choose_attention("auto", target)
+    except ValueError as error:
+        faults.append(_one_line(error))
+        yield "auto cannot choose"
     else:
-        yield "eager runs torch's fused CPU kernel"
+        yield f"auto takes {choice.summary}"
+        if choice.notice is not None:
+            yield choice.notice
 
 
 def _version(package: str) -> str:

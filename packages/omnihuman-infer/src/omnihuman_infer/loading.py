@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from omnihuman_core.model_dir import ModelComponents, load_component, load_model, read_index
+from omnihuman_core.ops import choose_ops
+from omnihuman_core.plugins import PluginError
 from omnihuman_infer.encoding import Encoders, read_pose
 from omnihuman_infer.media.sound import SAMPLE_RATE
 from omnihuman_infer.presets import model_directory
@@ -52,15 +54,31 @@ def check_directory(model: str, pose: Path | None = None) -> None:
         read_pose(pose, extractor, fps=index.generation.fps)
 
 
-def load_components(model: str, *, device: torch.device, dtype: torch.dtype, ops: str) -> ModelComponents:
+def load_components(
+    model: str, *, device: torch.device, dtype: torch.dtype, ops: str = "eager", attention: str = "auto"
+) -> ModelComponents:
     """Load a shipped model or a directory, and check that it can generate.
+
+    Args:
+        model: Name or directory.
+        device: Where it goes.
+        dtype: Dtype of the weights.
+        ops: Ops bundle of the backbone.
+        attention: Its attention backend, or ``auto``.
 
     Raises:
         ModelError: one line that names the component and the fix.
+        RequestError: there are no such ops, or they cannot run on the device.
     """
     directory = model_directory(model)
     try:
-        components = load_model(directory, device=device, dtype=dtype, ops=ops)
+        chosen = choose_ops(ops, attention=attention, device=device, dtype=dtype)
+    except PluginError as error:
+        raise RequestError(f"ops: {error}") from None
+    except ValueError as error:
+        raise RequestError(f"attention: {error}") from None
+    try:
+        components = load_model(directory, device=device, dtype=dtype, ops=chosen)
     except ValueError as error:
         raise _model_error(error) from None
     check_fit(components, device=device, dtype=dtype)

@@ -74,7 +74,13 @@ class OmniHumanPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = "tiny", *, device: str = "auto", dtype: torch.dtype | None = None, ops: str = "eager"
+        cls,
+        model: str | Path = "tiny",
+        *,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        ops: str = "eager",
+        attention: str = "auto",
     ) -> Self:
         """Load a model and check that its components fit each other.
 
@@ -83,13 +89,14 @@ class OmniHumanPipeline:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             dtype: Dtype of the weights; None takes bfloat16 on CUDA and float32 elsewhere.
             ops: Ops bundle of the backbone, such as ``eager`` or ``triton``.
+            attention: Attention backend of the backbone; ``auto`` takes the fastest that was measured on the device.
 
         Raises:
             RequestError: one line that says what is wrong and how to mend it.
         """
         where = resolve_device(device)
         chosen = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
-        components = load_components(str(model), device=where, dtype=chosen, ops=ops)
+        components = load_components(str(model), device=where, dtype=chosen, ops=ops, attention=attention)
         return cls(components, model=str(model), device=where, dtype=chosen)
 
     def __call__(

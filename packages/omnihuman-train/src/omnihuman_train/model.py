@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from omnihuman_core.contracts import Ops
 from omnihuman_core.plugins import plugin
 
 
@@ -38,11 +39,11 @@ class OmniModel(nn.Module):
         self.mouth_probe = mouth_probe
 
     @staticmethod
-    def from_preset(preset: str, *, probe: bool = False) -> OmniModel:
-        """Fresh MMDiT and encoders of one preset, with a mouth probe where asked for."""
+    def from_preset(preset: str, *, probe: bool = False, ops: Ops | None = None) -> OmniModel:
+        """Fresh MMDiT and encoders of one preset, with a mouth probe where asked for; None takes the eager ops."""
         audio_encoder = build("condition_encoder", "audio", preset)
         return OmniModel(
-            build("backbone", "mmdit", preset),
+            build("backbone", "mmdit", preset, ops=ops),
             build("condition_encoder", "text_bytes", preset),
             audio_encoder,
             build("condition_encoder", "pose_guider", preset),
@@ -50,8 +51,8 @@ class OmniModel(nn.Module):
         )
 
 
-def build(group: str, name: str, preset: str) -> Any:
-    """An instance of plugin ``name`` with one of its named presets.
+def build(group: str, name: str, preset: str, **given: Any) -> Any:
+    """An instance of plugin ``name`` with one of its named presets; ``given`` goes to its constructor.
 
     Raises:
         ValueError: the plugin has no such preset.
@@ -59,4 +60,4 @@ def build(group: str, name: str, preset: str) -> Any:
     chosen = plugin(group, name)
     if preset not in chosen.presets:
         raise ValueError(f"preset {preset!r} of {name!r} does not exist; it has {sorted(chosen.presets)}")
-    return chosen(chosen.presets[preset]())
+    return chosen(chosen.presets[preset](), **given)

@@ -15,6 +15,7 @@ from torch import nn
 
 from omnihuman_core.checkpoint import load_safetensors, save_safetensors
 from omnihuman_core.config import to_toml
+from omnihuman_core.ops import choose_ops
 from omnihuman_core.plugins import plugin
 from omnihuman_train.config import TrainConfig
 from omnihuman_train.data.batches import FlowBatches, VideoBatches
@@ -139,7 +140,9 @@ def encode(config: TrainConfig, out: Path) -> None:
 def train_backbone(config: TrainConfig, out: Path) -> None:
     """Train the backbone with its condition encoders through the stages."""
     torch.manual_seed(config.run.seed)
-    model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0)
+    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
+    ops = choose_ops(device=config.run.device, dtype=dtype, training=True)
+    model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0, ops=ops)
     vae = load_vae(config, out)
     bucket_folders(out / "latents")
     check_encoded_by(vae, out / "latents")

@@ -170,7 +170,7 @@ def attention_backend(name: str) -> AttentionBackend:
         if backend.name == name:
             return backend
     if name not in backend_names():
-        raise ValueError(f"unknown attention backend {name!r}; known are auto, {', '.join(backend_names())}")
+        raise ValueError(f"unknown backend {name!r}; known are auto, {', '.join(backend_names())}")
     try:
         ops: Ops = resolve_ops(name)
     except Exception as error:

@@ -219,8 +219,8 @@ def _own_name(ops: str) -> str:
 
 
 def _unmeasured(target: Target) -> str | None:
-    # On a CPU there is little to choose from, and a first run on one should not begin with homework.
-    if target.device.type == "cpu":
+    # Elsewhere there is little to choose from, and a first run on a CPU should not begin with homework.
+    if target.device.type != "cuda":
         return None
     return (
         f"attention has not been measured on {target.name} in {dtype_name(target.dtype)}; "
