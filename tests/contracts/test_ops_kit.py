@@ -24,10 +24,18 @@ def ignores_the_mask(q, k, v, *, mask=None):
     return EAGER.attention(q, k, v)
 
 
-def rotates_halves(q, k, q_weight, k_weight, cos, sin, *, eps):
+def rotates_halves(q, k, q_weight, k_weight, cos, sin, **options):
     """The other common layout of rotary pairs."""
     order = torch.arange(q.shape[-1]).view(2, -1).T.flatten()
-    return EAGER.qk_norm_rope(q[..., order], k[..., order], q_weight[order], k_weight[order], cos, sin, eps=eps)
+    weights = (
+        w[order] if isinstance(w, torch.Tensor) else tuple(row[order] for row in w) for w in (q_weight, k_weight)
+    )
+    return EAGER.qk_norm_rope(q[..., order], k[..., order], *weights, cos, sin, **options)
+
+
+def first_weight_everywhere(q, k, q_weight, k_weight, cos, sin, **options):
+    weights = (w if isinstance(w, torch.Tensor) else (w[0] + 0 * sum(w),) * len(w) for w in (q_weight, k_weight))
+    return EAGER.qk_norm_rope(q, k, *weights, cos, sin, **options)
 
 
 def forgets_the_one(x, shift, scale, *, segments, eps):
@@ -60,6 +68,7 @@ FAULTS = [
     ("attention", ignores_the_mask, "test_1_attention"),
     ("attention", keeps_fp32_for_no_one, "test_1_attention"),
     ("qk_norm_rope", rotates_halves, "test_2_qk_norm_rope"),
+    ("qk_norm_rope", first_weight_everywhere, "test_2_qk_norm_rope"),
     ("modulated_norm", forgets_the_one, "test_3_modulated_norm"),
     ("gated_residual", first_segment_everywhere, "test_4_gated_residual"),
     ("residual_modulated_norm", detaches_the_residual, "test_5_residual_modulated_norm"),

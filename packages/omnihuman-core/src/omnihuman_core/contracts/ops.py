@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 Segments = tuple[int, ...]
+HeadWeight = Tensor | tuple[Tensor, ...]
 
 
 class Attention(Protocol):
@@ -53,10 +54,23 @@ class AttentionSupport:
 
 
 class QKNormRope(Protocol):
-    """Per-head RMSNorm of q and k, then rotary embedding of interleaved pairs."""
+    """Per-head RMSNorm of q and k, then rotary embedding of interleaved pairs.
+
+    Streams that have weights of their own lie side by side: with ``segments``, a weight is a tuple with one tensor a
+    segment.
+    """
 
     def __call__(
-        self, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_weight: HeadWeight,
+        k_weight: HeadWeight,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        eps: float,
+        segments: Segments | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``q, k (B, L, N, K)``, weights ``(K,)``, ``cos, sin (L, K / 2)`` fp32 -> normalised, rotated q and k."""
         ...

@@ -12,7 +12,7 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
 
     Args:
         x: ``(..., K)``.
-        weight: ``(K,)``.
+        weight: ``(K,)``, or more axes that broadcast over those of ``x``.
         eps: Added to the mean square.
     """
     if x.device.type == "cpu":
@@ -20,4 +20,6 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
         wide = x.float()
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
         return (wide * (torch.rsqrt(mean_square + eps) * weight)).to(x.dtype)
+    if weight.ndim > 1:
+        return (F.rms_norm(x.float(), x.shape[-1:], None, eps) * weight).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)

@@ -76,7 +76,7 @@ class OpsConformance:
         self.compare(ops, call, inputs, {"mask": mask})
 
     def test_2_qk_norm_rope(self, ops: Ops) -> None:
-        """RMSNorm of q and k, then the rotation of interleaved pairs."""
+        """RMSNorm of q and k, then the rotation of interleaved pairs; with one weight, and with one a segment."""
         length, width = 29, self.head_dim
         angles = torch.rand(length, width // 2, generator=self.generator()) * 6
         inputs = {
@@ -90,7 +90,13 @@ class OpsConformance:
         def call(bundle: Ops, **values: Tensor) -> Outputs:
             return bundle.qk_norm_rope(**values, eps=1e-6)
 
+        def call_with_segments(bundle: Ops, q_weight: Tensor, k_weight: Tensor, **values: Tensor) -> Outputs:
+            rows = q_weight.unbind(), k_weight.unbind()
+            return bundle.qk_norm_rope(values.pop("q"), values.pop("k"), *rows, **values, eps=1e-6, segments=(23, 6))
+
         self.compare(ops, call, inputs, fixed)
+        two = {"q_weight": 1 + 0.1 * self.randn(2, width), "k_weight": 1 - 0.1 * self.randn(2, width)}
+        self.compare(ops, call_with_segments, inputs | two, fixed)
 
     def test_3_modulated_norm(self, ops: Ops) -> None:
         """LayerNorm with shift and scale, for one segment and for three."""
