@@ -16,7 +16,11 @@ def rotate(x, cos, sin):
     return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1).flatten(-2)
 
 
-def qk_norm_rope(q, k, q_weight, k_weight, cos, sin, *, eps):
+def qk_norm_rope(q, k, q_weight, k_weight, cos, sin, *, eps, segments=None):
+    if segments is not None:
+        parts = zip(*(x.split(segments, dim=1) for x in (q, k)), q_weight, k_weight, strict=True)
+        normed = [(rms_norm(x, a, eps), rms_norm(y, b, eps)) for x, y, a, b in parts]
+        return tuple(rotate(torch.cat(runs, dim=1), cos, sin) for runs in zip(*normed, strict=True))
     return rotate(rms_norm(q, q_weight, eps), cos, sin), rotate(rms_norm(k, k_weight, eps), cos, sin)
 
 

@@ -27,9 +27,11 @@ def float32(*shape):
 def run_qk_norm_rope(head_dim=128):
     q, k, _ = meta(1, LENGTH, 3, HEADS, head_dim).unbind(2)
     dy, rstd, table = meta(1, LENGTH, HEADS, head_dim), float32(1, LENGTH, HEADS), float32(LENGTH, head_dim // 2)
-    inputs = (q, k, meta(head_dim), meta(head_dim), table, table)
-    qk_norm_rope._forward._init_fn(*inputs, EPS)
-    qk_norm_rope._backward._init_fn(dy, dy, *inputs, rstd, rstd)
+    for segments in ([LENGTH], [LENGTH - 256, 256]):
+        weights = [meta(head_dim) for _ in segments]
+        inputs = (q, k, weights, weights, table, table)
+        qk_norm_rope._forward._init_fn(*inputs, segments, EPS)
+        qk_norm_rope._backward._init_fn(dy, dy, *inputs, rstd, rstd, segments)
 
 
 def run_modulation():

@@ -1,5 +1,6 @@
 """How each condition enters the MMDiT (paper section 3.2)."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from omnihuman_core.contracts import Backbone, Conditioning, ReferenceCondition
 from omnihuman_core.mmdit import MMDiT, hunyuan_video, small, tiny
+from omnihuman_core.mmdit import layers as layers_module
 from omnihuman_core.mmdit.layers import TimestepEmbedder
 
 from .builders import build, config, inputs
@@ -99,6 +101,64 @@ def test_audio_is_heard_by_its_own_frame_only():
     moved = (model(latents, sigma, changed) - model(latents, sigma, conditioning)).abs().amax(dim=(0, 1, 3, 4))
     assert moved[1] > 1e-4
     assert moved[0] == moved[2] == 0
+
+
+@pytest.fixture
+def heard():
+    """A model in use, its inputs, and the layers that made keys and values, a row a call."""
+    model, calls = build(config()), []
+    for layer in [*model.double_blocks, *model.single_blocks]:
+        layer.audio.kv.register_forward_hook(lambda module, args, out: calls.append(out))
+    return model, inputs(), calls
+
+
+def test_a_clip_is_heard_once_for_all_steps(heard):
+    model, (latents, sigma, conditioning), calls = heard
+    first = model(latents, sigma, conditioning)
+    assert len(calls) == 4
+    assert torch.equal(model(latents, sigma, conditioning), first)
+    model(latents, sigma / 2, replace(conditioning, pose=None))
+    assert len(calls) == 4
+    model(latents, sigma, replace(conditioning, audio=conditioning.audio.map(torch.clone)))
+    assert len(calls) == 8
+
+
+@pytest.mark.parametrize("name", ["kv.weight", "kv.bias", "norm.weight", "norm.bias", "qk_norm.k_weight"])
+def test_new_weights_hear_a_clip_anew(heard, name):
+    model, (latents, sigma, conditioning), _ = heard
+    model(latents, sigma, conditioning)
+    model.single_blocks[1].audio.get_parameter(name).mul_(2)
+    again = model(latents, sigma, conditioning)
+    fresh = model(latents, sigma, replace(conditioning, audio=conditioning.audio.map(torch.clone)))
+    assert torch.equal(again, fresh)
+
+
+def test_new_sound_in_the_same_tensor_is_heard(heard):
+    model, (latents, sigma, conditioning), calls = heard
+    model(latents, sigma, conditioning)
+    conditioning.audio.tokens.add_(1)
+    model(latents, sigma, conditioning)
+    assert len(calls) == 8
+
+
+def test_training_hears_every_step_and_forgets(heard):
+    model, (latents, sigma, conditioning), calls = heard
+    model(latents, sigma, conditioning)
+    with torch.enable_grad():
+        model(latents, sigma, conditioning)
+    assert len(calls) == 8
+    model.train().eval()
+    model(latents, sigma, conditioning)
+    assert len(calls) == 12
+
+
+def test_a_clip_is_forgotten_with_its_tokens():
+    model, given = build(config()), inputs()
+    model(*given)
+    made = [weakref.ref(clip.k) for layers in layers_module._HEARD.values() for _, clip in layers.values()]
+    assert len(made) == 4
+    del given
+    assert all(ref() is None for ref in made)
 
 
 def test_reference_and_text_hear_nothing():

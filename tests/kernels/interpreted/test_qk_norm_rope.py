@@ -38,6 +38,26 @@ def test_agrees_with_the_formula(shape, dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "segments"),
+    [((2, 9, 3, 16), (6, 3)), ((1, 13, 5, 64), (1, 0, 12)), ((1, 4, 3, 16), (0, 4)), ((2, 7, 3, 32), (7,))],
+)
+def test_streams_have_weights_of_their_own(shape, segments, dtype):
+    q, k, _, _, cos, sin = make(*shape)
+    weights = [1 + 0.1 * torch.randn(shape[3], dtype=torch.float64) for _ in range(2 * len(segments))]
+    count = len(segments)
+
+    def ours(q, k, *w):
+        return OURS(q, k, w[:count], w[count:], cos.float(), sin.float(), segments=segments)
+
+    def reference(q, k, *w):
+        tables = (x.float().to(q.dtype) for x in (cos, sin))
+        return REFERENCE(q, k, w[:count], w[count:], *tables, segments=segments)
+
+    assert_agrees(ours, reference, [q, k, *weights], dtype)
+
+
 def test_reads_packed_projections_in_place():
     inputs = make(2, 5, 3, 32, packed=True)
     assert not inputs[0].is_contiguous()
@@ -61,9 +81,10 @@ def test_every_output_is_written(monkeypatch):
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
     try:
-        args = [x.float() for x in make(2, 9, 3, 16)]
-        out = _forward(*args, EPS)
-        grads = _backward(out[0], out[1], *args, *out[2:])
+        q, k, a, b, cos, sin = (x.float() for x in make(2, 9, 3, 16))
+        args = (q, k, [a, b], [b, a], cos, sin)
+        out = _forward(*args, [4, 5], EPS)
+        grads = _backward(out[0], out[1], *args, *out[2:], [4, 5])
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(x.isfinite().all() for x in (*out, *grads))
@@ -77,8 +98,9 @@ def test_bfloat16_is_normalised():
 
 
 def test_opcheck():
-    args = [x.float().requires_grad_(i < 4) for i, x in enumerate(make(2, 3, 2, 16))]
-    torch.library.opcheck(_forward, (*args, EPS))
+    q, k, a, b, cos, sin = (x.float().requires_grad_(i < 4) for i, x in enumerate(make(2, 3, 2, 16)))
+    torch.library.opcheck(_forward, (q, k, [a], [b], cos, sin, [3], EPS))
+    torch.library.opcheck(_forward, (q, k, [a, b], [b, a], cos, sin, [1, 2], EPS))
 
 
 def test_compiles_without_a_graph_break():
@@ -87,6 +109,21 @@ def test_compiles_without_a_graph_break():
     ours = torch.autograd.grad(compiled(*args), args[:4])
     plain = torch.autograd.grad(sum(x.square().sum() for x in REFERENCE(*args)), args[:4])
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "segments", "message"),
+    [
+        (lambda w: w, (1, 2), "a tuple of tensors with them"),
+        (lambda w: (w, w), None, "one tensor without segments"),
+        (lambda w: (w,), (1, 2), "each of the 2 segments"),
+        (lambda w: (w, w), (1, 1), "add up to the 3 tokens"),
+    ],
+)
+def test_weights_and_segments_belong_together(weight, segments, message):
+    q, k, a, b, cos, sin = (x.float() for x in make(1, 3, 2, 16))
+    with pytest.raises(ValueError, match=message):
+        OURS(q, k, weight(a), weight(b), cos, sin, segments=segments)
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,43 @@ class BlockInputs:
     first_audible: int
 
 
-def _listen(module: FrameCrossAttention | None, x: Tensor, inputs: BlockInputs, visual: int) -> Tensor:
-    """Add audio cross-attention to the motion and video tokens; ``x (B, L or L + S, D)``."""
+def _add_and_listen(
+    module: FrameCrossAttention | None,
+    ops: Ops,
+    x: Tensor,
+    change: Tensor,
+    gate: Tensor,
+    inputs: BlockInputs,
+    *,
+    segments: Segments,
+    visual: int,
+) -> Tensor:
+    """``x + gate * change``, then audio cross-attention added to the motion and video tokens.
+
+    The norm of the audio path is taken in the same pass as the gated sum.
+
+    Args:
+        module: The audio path, or None.
+        ops: The ops.
+        x: ``(B, L or L + S, D)``.
+        change: Like ``x``.
+        gate: ``(B, len(segments), D)``.
+        inputs: What every block gets.
+        segments: Lengths of the runs of tokens.
+        visual: Visual tokens ``L``.
+    """
     if module is None or inputs.audio is None:
-        return x
-    sizes = (inputs.first_audible, visual - inputs.first_audible, x.shape[1] - visual)
-    silent, audible, rest = x.split_with_sizes(sizes, dim=1)
-    return torch.cat([silent, audible + module(audible, inputs.audio), rest], dim=1)  # (B, L or L + S, D)
+        return ops.gated_residual(x, change, gate, segments=segments)
+    clip = module.hear(inputs.audio)
+    affine = (part.expand_as(gate) for part in (clip.shift, clip.scale))  # (B, len(segments), D)
+    x, normed = ops.residual_modulated_norm(x, change, gate, *affine, segments=segments, eps=module.eps)
+    audible = slice(inputs.first_audible, visual)
+    heard = module(normed[:, audible], clip)
+    if torch.is_grad_enabled():
+        return torch.cat([x[:, : audible.start], x[:, audible] + heard, x[:, visual:]], dim=1)  # (B, L or L + S, D)
+    # Without gradients nobody needs the tokens of before.
+    x[:, audible].add_(heard)
+    return x
 
 
 class Stream(nn.Module):
@@ -72,44 +102,51 @@ class DoubleStreamBlock(nn.Module):
         self.text = Stream(config) if config.text_dim is not None else None
         self.audio = FrameCrossAttention(config, audio_dim, ops) if audio_dim is not None else None
 
-    def _qkv(
-        self, stream: Stream, x: Tensor, shift: Tensor, scale: Tensor, segments: Segments, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised and rotated q, k and plain v of a stream, ``(B, L, N, K)`` each."""
-        normed = self.ops.modulated_norm(x, shift, scale, segments=segments, eps=self.eps)
-        q, k, v = rearrange(stream.qkv(normed), "B L (three N K) -> three B L N K", three=3, N=self.num_heads).unbind()
-        norm = stream.qk_norm
-        q, k = self.ops.qk_norm_rope(q, k, norm.q_weight, norm.k_weight, cos, sin, eps=self.eps)
-        return q, k, v
+    def _qkv(self, stream: Stream, x: Tensor, shift: Tensor, scale: Tensor, segments: Segments) -> Tensor:
+        """Packed q, k and v of a stream, before norm and rotation, ``(B, L, 3 D)``."""
+        qkv: Tensor = stream.qkv(self.ops.modulated_norm(x, shift, scale, segments=segments, eps=self.eps))
+        return qkv
 
-    def _finish(
-        self, stream: Stream, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...], segments: Segments
-    ) -> Tensor:
-        """Output projection and MLP of a stream, each added through its gate."""
-        gate, shift, scale, mlp_gate = modulation
-        out = stream.out(rearrange(attended, "B L N K -> B L (N K)"))
+    def _attend(self, qkv: Tensor, streams: list[Stream], lengths: Segments, inputs: BlockInputs) -> Tensor:
+        """Attention over all streams, each with its own norms of q and k; ``(B, L + S, 3 D)`` -> ``(B, L + S, D)``."""
+        q, k, v = rearrange(qkv, "B L (three N K) -> three B L N K", three=3, N=self.num_heads).unbind()
+        q_weights = tuple(stream.qk_norm.q_weight for stream in streams)
+        k_weights = tuple(stream.qk_norm.k_weight for stream in streams)
+        tables = inputs.cos, inputs.sin
+        q, k = self.ops.qk_norm_rope(q, k, q_weights, k_weights, *tables, eps=self.eps, segments=lengths)
+        return rearrange(self.ops.attention(q, k, v, mask=inputs.mask), "B L N K -> B L (N K)")
+
+    def _change(
+        self, stream: Stream, x: Tensor, attended: Tensor, modulation: list[Tensor], segments: Segments
+    ) -> tuple[Tensor, Tensor]:
+        """A stream after its output projection, and what its MLP adds to it."""
+        gate, shift, scale = modulation
+        # A part of a batch: torch copies it in any case, and then adds the bias in a kernel of its own.
+        out = stream.out(attended.contiguous())
         x, normed = self.ops.residual_modulated_norm(x, out, gate, shift, scale, segments=segments, eps=self.eps)
-        return self.ops.gated_residual(x, stream.mlp(normed), mlp_gate, segments=segments)
+        return x, stream.mlp(normed)
 
     def forward(self, video: Tensor, text: Tensor | None, inputs: BlockInputs) -> tuple[Tensor, Tensor | None]:
         """``video (B, L, D)``, ``text (B, S, D)`` or None -> the same shapes."""
         visual = video.shape[1]
-        shift, scale, *rest = self.video.modulation(inputs.condition)
-        tables = inputs.cos[:visual], inputs.sin[:visual]
-        q, k, v = self._qkv(self.video, video, shift, scale, inputs.segments, *tables)
+        shift, scale, *rest, gate = self.video.modulation(inputs.condition)
+        qkv = self._qkv(self.video, video, shift, scale, inputs.segments)
         if self.text is None or text is None:
-            attended = self.ops.attention(q, k, v, mask=inputs.mask)
+            attended = self._attend(qkv, [self.video], (visual,), inputs)
         else:
             words: Segments = (text.shape[1],)
-            text_shift, text_scale, *text_rest = self.text.modulation(inputs.condition[:, -1:])
-            tables = inputs.cos[visual:], inputs.sin[visual:]
-            text_qkv = self._qkv(self.text, text, text_shift, text_scale, words, *tables)
-            q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), text_qkv, strict=True))  # (B, L + S, N, K)
-            attended = self.ops.attention(q, k, v, mask=inputs.mask)
+            text_shift, text_scale, *text_rest, text_gate = self.text.modulation(inputs.condition[:, -1:])
+            text_qkv = self._qkv(self.text, text, text_shift, text_scale, words)
+            qkv = torch.cat([qkv, text_qkv], dim=1)  # (B, L + S, 3 D)
+            attended = self._attend(qkv, [self.video, self.text], (visual, *words), inputs)
             attended, text_attended = attended.split_with_sizes((visual, *words), dim=1)
-            text = self._finish(self.text, text, text_attended, tuple(text_rest), words)
-        video = self._finish(self.video, video, attended, tuple(rest), inputs.segments)
-        return _listen(self.audio, video, inputs, visual), text
+            text, change = self._change(self.text, text, text_attended, text_rest, words)
+            text = self.ops.gated_residual(text, change, text_gate, segments=words)
+        video, change = self._change(self.video, video, attended, rest, inputs.segments)
+        video = _add_and_listen(
+            self.audio, self.ops, video, change, gate, inputs, segments=inputs.segments, visual=visual
+        )
+        return video, text
 
 
 class SingleStreamBlock(nn.Module):
@@ -139,5 +176,5 @@ class SingleStreamBlock(nn.Module):
         q, k = self.ops.qk_norm_rope(q, k, norm.q_weight, norm.k_weight, inputs.cos, inputs.sin, eps=self.eps)
         attended = rearrange(self.ops.attention(q, k, v, mask=inputs.mask), "B L N K -> B L (N K)")
         out = self.linear2(torch.cat([attended, F.gelu(hidden, approximate="tanh")], dim=-1))
-        x = self.ops.gated_residual(x, out, gate, segments=segments)
-        return _listen(self.audio, x, inputs, x.shape[1] - text_tokens)
+        visual = x.shape[1] - text_tokens
+        return _add_and_listen(self.audio, self.ops, x, out, gate, inputs, segments=segments, visual=visual)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from omnihuman_core.contracts import Ops, Segments
 from omnihuman_core.mmdit.config import MMDiTConfig
@@ -91,8 +96,9 @@ class Modulation(nn.Module):
 
     def project(self, condition: Tensor) -> Tensor:
         """``(B, segments, D)`` -> ``(B, segments, count * D)``."""
-        out: Tensor = self.proj(condition)
-        return out
+        # As a matrix: torch multiplies a part of a batch in one kernel only in two dimensions.
+        out: Tensor = self.proj(rearrange(condition, "B S D -> (B S) D"))
+        return rearrange(out, "(B S) D -> B S D", B=condition.shape[0])  # (B, segments, count * D)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         """``(B, segments, D)`` -> ``count`` times ``(B, segments, D)``."""
@@ -128,6 +134,27 @@ class QKNorm(nn.Module):
         self.k_weight = nn.Parameter(torch.ones(head_dim))
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeardClip:
+    """What a layer of audio cross-attention makes of a clip's audio: the same at every noise level.
+
+    Attributes:
+        k: ``(B, t, A, N, K)``, normalised.
+        v: ``(B, t, A, N, K)``.
+        shift: ``(D,)``: with ``scale``, the affine part of the layer's norm in the form of a modulation.
+        scale: ``(D,)``.
+    """
+
+    k: Tensor
+    v: Tensor
+    shift: Tensor
+    scale: Tensor
+
+
+# Audio tokens -> layer -> (state of its weights, what it made of them). An entry goes when its tokens go.
+_HEARD: MutableMapping[Tensor, WeakKeyDictionary[nn.Module, tuple[list[Any], HeardClip]]] = WeakTensorKeyDictionary()
+
+
 class FrameCrossAttention(nn.Module):
     """Tokens of each latent frame attend the audio tokens of that frame (paper section 3.2, audio conditioning)."""
 
@@ -143,12 +170,43 @@ class FrameCrossAttention(nn.Module):
         self.qk_norm = QKNorm(config.head_dim)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, audio: Tensor) -> Tensor:
-        """``x (B, t * P, D)``, ``audio (B, t, A, D_audio)`` -> what to add to ``x``, ``(B, t * P, D)``."""
-        q = rearrange(self.q(self.norm(x)), "B (t P) (N K) -> B t P N K", t=audio.shape[1], N=self.num_heads)
+    def train(self, mode: bool = True) -> Self:
+        """Forget the clips, too: some trainers change weights in ways that leave no trace on them."""
+        for layers in list(_HEARD.values()):
+            layers.pop(self, None)
+        return super().train(mode)
+
+    def hear(self, audio: Tensor) -> HeardClip:
+        """Keys, values and affine for ``audio (B, t, A, D_audio)``; kept for the next step while sampling."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._hear(audio)
+        used = (audio, self.kv.weight, self.kv.bias, self.qk_norm.k_weight, self.norm.weight, self.norm.bias)
+        state = [(id(x), x.dtype, x.device, 0 if x.is_inference() else x._version) for x in used]
+        layers = _HEARD.setdefault(audio, WeakKeyDictionary())
+        known = layers.get(self)
+        if known is None or known[0] != state:
+            known = layers[self] = state, self._hear(audio)
+        return known[1]
+
+    def _hear(self, audio: Tensor) -> HeardClip:
         k, v = rearrange(self.kv(audio), "B t A (two N K) -> two B t A N K", two=2, N=self.num_heads)
         k = rms_norm(k, self.qk_norm.k_weight, eps=self.eps)
-        out = self.ops.frame_cross_attention(q, k, v, self.qk_norm.q_weight, eps=self.eps)
+        return HeardClip(k=k, v=v, shift=self.norm.bias, scale=self.norm.weight - 1)
+
+    def forward(self, normed: Tensor, clip: HeardClip) -> Tensor:
+        """What to add to the tokens of the motion and video frames.
+
+        Args:
+            normed: ``(B, t * P, D)``, these tokens after this layer's norm.
+            clip: The audio, by :meth:`hear`.
+
+        Returns:
+            ``(B, t * P, D)``.
+        """
+        # A part of a batch: torch copies it in any case, and then adds the bias in a kernel of its own.
+        q = self.q(normed.contiguous())
+        q = rearrange(q, "B (t P) (N K) -> B t P N K", t=clip.k.shape[1], N=self.num_heads)
+        out = self.ops.frame_cross_attention(q, clip.k, clip.v, self.qk_norm.q_weight, eps=self.eps)
         change: Tensor = self.out(rearrange(out, "B t P N K -> B (t P) (N K)"))  # (B, t * P, D)
         return change
 
