@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from omnihuman_core.cli.compare_attention import Case, disagreement
 from omnihuman_core.cli.time_attention import interleaved
@@ -132,6 +133,7 @@ def measure(
     case: Case, target: Target, backends: Sequence[tuple[AttentionBackend, Attention]], *, seconds: float
 ) -> list[Outcome]:
     """Compare the backends at a shape, then time those that are right, side by side."""
+    inputs, mask = case.inputs(target.device, target.dtype), case.mask(target.device)
     outcomes = {backend.name: Outcome(name=backend.name) for backend, _ in backends}
     ready: dict[Direction, dict[str, Callable[[], object]]] = {"forward": {}, "training": {}}
     for backend, attention in backends:
@@ -144,18 +146,18 @@ def measure(
             with warnings.catch_warnings():
                 # torch says in several warnings why a kernel cannot run; the error that follows is shown.
                 warnings.simplefilter("ignore")
-                outcome.wrong = disagreement(attention, case, target.device, target.dtype, backward=support.backward)
+                outcome.wrong = disagreement(attention, case, inputs, mask, backward=support.backward)
                 if outcome.wrong:
                     continue
                 for direction in _directions(support):
-                    call = _prepare(attention, case, target, direction)
+                    call = _prepare(attention, inputs, mask, direction)
                     call()
                     ready[direction][backend.name] = call
         except torch.OutOfMemoryError:
             outcome.skipped = "out of memory"
         except Exception as error:
             # Any backend may fail in its own way; the others are still measured.
-            outcome.wrong = one_line(error)
+            outcome.skipped = f"fails: {one_line(error)}"
     for direction, calls in ready.items():
         calls = {name: call for name, call in calls.items() if not (outcomes[name].wrong or outcomes[name].skipped)}
         for name, median in interleaved(calls, target.device, seconds=seconds).items() if calls else ():
@@ -182,9 +184,10 @@ def _unfit(backend: AttentionBackend, support: AttentionSupport, case: Case, tar
     return ""
 
 
-def _prepare(attention: Attention, case: Case, target: Target, direction: Direction) -> Callable[[], object]:
-    q, k, v = case.inputs(target.device, target.dtype)
-    mask = case.mask(target.device)
+def _prepare(
+    attention: Attention, inputs: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, direction: Direction
+) -> Callable[[], object]:
+    q, k, v = inputs
     if direction == "forward":
 
         def forward() -> object:
@@ -192,9 +195,13 @@ def _prepare(attention: Attention, case: Case, target: Target, direction: Direct
                 return attention(q, k, v, mask=mask)
 
         return forward
-    upstream = torch.ones_like(q)
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    return lambda: torch.autograd.grad(attention(*leaves, mask=mask), leaves, upstream)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+
+    def training() -> object:
+        # q stands for any upstream gradient; all of one value would be a special one.
+        return torch.autograd.grad(attention(*leaves, mask=mask), leaves, q)
+
+    return training
 
 
 def _rows(case: Case, target: Target, outcomes: Sequence[Outcome]) -> Iterator[AttentionRow]:
@@ -223,7 +230,7 @@ def _show(console: Console, case: Case, outcomes: Sequence[Outcome]) -> None:
     table.add_column("backend")
     for title in ("forward, ms", "forward, Gflop/s", "training, ms"):
         table.add_column(title, justify="right")
-    table.add_column("")
+    table.add_column("note")
     best = {
         direction: min((o.seconds[direction] for o in outcomes if direction in o.seconds), default=0.0)
         for direction in ("forward", "training")

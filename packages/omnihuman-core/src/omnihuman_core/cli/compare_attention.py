@@ -14,6 +14,9 @@ from omnihuman_core.testing.numerics import max_error, same_precision_tolerance
 # The formula holds all scores, so longer sequences are compared whole at this odd length, and in part at their own.
 WHOLE = 311
 ROWS = 64
+# In float32 torch's own fused backward for a CPU was seen at 1.8 times what the kit allows. A kernel that computes
+# something else is wrong by orders of magnitude.
+SLACK = 2.0
 HEADS = 2
 
 
@@ -36,10 +39,10 @@ class Case:
     masked: bool
 
     def inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, ``(B, L, N, K)``, the same on every device."""
-        generator = torch.Generator().manual_seed(self.length)
+        """q, k and v, ``(B, L, N, K)``."""
+        generator = torch.Generator(device).manual_seed(self.length)
         shape = (self.batch, self.length, self.heads, self.head_dim)
-        q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
+        q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
         return q, k, v
 
     def mask(self, device: torch.device) -> Tensor | None:
@@ -50,14 +53,24 @@ class Case:
         return torch.arange(self.length, device=device) < (self.length - missing)[:, None]
 
 
-def disagreement(attention: Attention, case: Case, device: torch.device, dtype: torch.dtype, *, backward: bool) -> str:
+def disagreement(
+    attention: Attention, case: Case, inputs: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, *, backward: bool
+) -> str:
     """What is wrong with ``attention`` at a shape; an empty string if nothing is.
 
-    Allowed is twice the error of the formula at the same precision.
+    Allowed is :data:`SLACK` times what the conformance kit of ops allows, which is twice the error of the formula at the
+    same precision.
+
+    Args:
+        attention: To be judged.
+        case: The shape.
+        inputs: What :meth:`Case.inputs` made.
+        mask: What :meth:`Case.mask` made.
+        backward: Whether gradients are compared, too.
     """
     whole = replace(case, batch=2, length=min(case.length, WHOLE), heads=min(case.heads, HEADS))
-    problem = _compare_whole(attention, whole, device, dtype, backward=backward)
-    return problem or _compare_rows(attention, case, device, dtype)
+    problem = _compare_whole(attention, whole, inputs[0].device, inputs[0].dtype, backward=backward)
+    return problem or _compare_rows(attention, *inputs, mask)
 
 
 def _compare_whole(
@@ -79,19 +92,18 @@ def _compare_whole(
     return ""
 
 
-def _compare_rows(attention: Attention, case: Case, device: torch.device, dtype: torch.dtype) -> str:
+def _compare_rows(attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
     """Some queries of some heads at the full shape: every query sees all keys, so they can stand for the others."""
-    q, k, v = case.inputs(device, dtype)
-    mask = case.mask(device)
-    rows = torch.linspace(0, case.length - 1, min(case.length, ROWS), device=device).long()
+    length = q.shape[1]
+    rows = torch.linspace(0, length - 1, min(length, ROWS), device=q.device).long()
     with torch.no_grad():
         result = attention(q, k, v, mask=mask)
         if result.shape != q.shape:
             return f"the output has shape {tuple(result.shape)}, not {tuple(q.shape)}"
         some = [x[:, :, :HEADS] for x in (q[:, rows], k, v)]
         reference = softmax_attention(*some, mask=mask)
-        truth = softmax_attention(*(x.to(_higher(dtype)) for x in some), mask=mask)
-    return _wrong(f"output at length {case.length}", result[:, rows, :HEADS], reference, truth)
+        truth = softmax_attention(*(x.to(_higher(q.dtype)) for x in some), mask=mask)
+    return _wrong(f"output at length {length}", result[:, rows, :HEADS], reference, truth)
 
 
 def _results(
@@ -112,7 +124,7 @@ def _wrong(name: str, result: Tensor, reference: Tensor, truth: Tensor) -> str:
         return f"{name} is {result.dtype} {tuple(result.shape)}, not {reference.dtype} {tuple(truth.shape)}"
     if not bool(torch.isfinite(result).all()):
         return f"{name} holds values that are not finite"
-    error, allowed = max_error(result, truth), same_precision_tolerance(reference, truth)
+    error, allowed = max_error(result, truth), SLACK * same_precision_tolerance(reference, truth)
     return f"{name} differs by {error:.2g}, allowed is {allowed:.2g}" if error > allowed else ""
 
 
