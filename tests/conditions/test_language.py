@@ -31,6 +31,7 @@ from omnihuman_conditions.language.decoder import (
     LlamaTextExtractor,
 )
 from omnihuman_conditions.language.hunyuan import HunyuanTextConfig, HunyuanTextExtractor
+from omnihuman_conditions.language.hunyuan15 import Hunyuan15TextConfig, Hunyuan15TextExtractor
 from omnihuman_conditions.language.qwen import (
     GlyphTextConfig,
     GlyphTextExtractor,
@@ -271,6 +272,31 @@ def test_glyph_states_equal_diffusers(hunyuan15: Path) -> None:
     torch.testing.assert_close(features.values, expected, atol=1e-6, rtol=0)
 
 
+def test_both_states_stand_behind_each_other(hunyuan15: Path, tmp_path: Path) -> None:
+    texts = ['A sign "open"', "no words"]
+    base = Hunyuan15TextConfig.hunyuan_video_15(str(hunyuan15), dtype="float32")
+    config = replace(base, prompt=replace(base.prompt, max_tokens=40), glyphs=replace(base.glyphs, max_tokens=30))
+    both, alone = Hunyuan15TextExtractor(config), Qwen25VLTextExtractor(config.prompt)
+    with pytest.warns(UserWarning, match=r"qwen2.5-vl tokens"):
+        features = both.extract(texts)
+    with pytest.warns(UserWarning, match=r"qwen2.5-vl tokens"):
+        prompt = alone.extract(texts)
+    glyphs = GlyphTextExtractor(config.glyphs).extract(texts)
+    assert features.values.shape == (2, 70, 16)
+    assert torch.equal(features.values[:, :40], prompt.values)
+    assert torch.equal(features.values[:, 40:, :12], glyphs.values)
+    assert not features.values[:, 40:, 12:].any()
+    assert torch.equal(features.mask, torch.cat([prompt.mask, glyphs.mask], 1))
+    wide = T5Config(vocab_size=VOCAB_SIZE, d_model=20, d_kv=6, d_ff=24, num_layers=1, num_heads=2)
+    T5EncoderModel(wide).save_pretrained(tmp_path)
+    other = Hunyuan15TextExtractor(replace(config, glyphs=replace(config.glyphs, model=str(tmp_path))))
+    with (
+        pytest.warns(UserWarning, match=r"qwen2.5-vl tokens"),
+        pytest.raises(ValueError, match="byt5 states are 4 wider"),
+    ):
+        other.extract(texts)
+
+
 def test_refusals(hunyuan: Path, wan: Path, hunyuan15: Path, tmp_path: Path) -> None:
     def refused(config: LlamaTextConfig, match: str) -> None:
         with pytest.raises(ValueError, match=match) as caught:
@@ -347,3 +373,11 @@ class TestQwenConformance(TestT5Conformance):
     def extractor(self, hunyuan15: Path) -> Qwen25VLTextExtractor:  # type: ignore[override]
         config = Qwen25VLTextConfig.hunyuan_video_15(str(hunyuan15), dtype="float32")
         return Qwen25VLTextExtractor(replace(config, system_message="Describe.", crop_start=20, max_tokens=40))
+
+
+class TestHunyuan15Conformance(TestT5Conformance):
+    @pytest.fixture
+    def extractor(self, hunyuan15: Path) -> Hunyuan15TextExtractor:  # type: ignore[override]
+        config = Hunyuan15TextConfig.hunyuan_video_15(str(hunyuan15), dtype="float32")
+        prompt = replace(config.prompt, system_message="Describe.", crop_start=20, max_tokens=40)
+        return Hunyuan15TextExtractor(replace(config, prompt=prompt))

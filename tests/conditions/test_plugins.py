@@ -38,6 +38,7 @@ def test_presets(group: Any, name: str) -> None:
         ("whisper", "base", {"layers": (2, 4)}),
         ("text_llama", "hunyuan_video", {}),
         ("text_hunyuan", "hunyuan_video", {}),
+        ("text_hunyuan_15", "hunyuan_video_15", {}),
         ("text_t5", "wan", {}),
         ("text_qwen25_vl", "hunyuan_video_15", {}),
         ("text_glyphs", "hunyuan_video_15", {}),

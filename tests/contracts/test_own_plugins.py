@@ -266,6 +266,7 @@ ELSEWHERE = {
         "whisper": "conditions/test_whisper.py",
         "text_llama": "conditions/test_language.py",
         "text_hunyuan": "conditions/test_language.py",
+        "text_hunyuan_15": "conditions/test_language.py",
         "text_t5": "conditions/test_language.py",
         "text_qwen25_vl": "conditions/test_language.py",
         "text_glyphs": "conditions/test_language.py",

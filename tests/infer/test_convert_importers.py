@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from omnihuman_core.contracts import Conditioning, PoseCondition
 from omnihuman_core.model_dir import load_component, read_index
-from omnihuman_core.testing.numerics import relative_error
+from omnihuman_core.testing.numerics import randomize, relative_error
 from omnihuman_infer.cli import main
 from omnihuman_infer.doctor import examine
 
@@ -159,6 +160,53 @@ def test_qwen(tmp_path: Path) -> None:
     source = save_qwen(tmp_path / "public")
     out = converted(source, tmp_path / "out", {"text_extractor": "text_qwen25_vl", "text_encoder": "text_states"})
     same_states(out, *qwen_states(source))
+
+
+@torch.no_grad()
+def test_the_pipeline_of_hunyuan_video_15(tmp_path: Path) -> None:
+    """Backbone, both text encoders and VAE at once; the states go into the backbone as the public pipeline's do."""
+    source = save_qwen(tmp_path / "public")
+    byt5 = transformers.T5Config(vocab_size=VOCAB_SIZE, d_model=12, d_kv=6, d_ff=24, num_layers=2, num_heads=2)
+    transformers.T5EncoderModel(byt5).save_pretrained(source / "text_encoder_2")
+    save_tokenizer(source / "tokenizer_2", end=True)
+    public = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+        num_refiner_layers=1, text_embed_dim=16, text_embed_2_dim=12, image_embed_dim=8, rope_axes_dim=(4, 6, 6),
+    ).eval()  # fmt: skip
+    randomize(public)
+    public.save_pretrained(source / "transformer", max_shard_size="10MB")
+    vae = other("hunyuan_video_1_5").vae
+    vae.save_pretrained(source / "vae")
+    plugins = {
+        "backbone": "mmdit",
+        "vae": "diffusers",
+        "text_extractor": "text_hunyuan_15",
+        "text_encoder": "text_states",
+    }
+    out = converted(source, tmp_path / "out", plugins)
+    same_video(out, vae)
+    prompts = ['a sign "open"', "no words"]
+    extractor, encoder = load_component(out, "text_extractor"), load_component(out, "text_encoder")
+    condition: Any = encoder.encode(extractor.extract(prompts))  # type: ignore[attr-defined]
+    auto, half = transformers.AutoTokenizer.from_pretrained, {"dtype": torch.bfloat16}
+    model = transformers.Qwen2_5_VLTextModel.from_pretrained(source / "text_encoder", **half).eval()
+    states, mask = diffusers.HunyuanVideo15Pipeline._get_mllm_prompt_embeds(
+        model, auto(source / "tokenizer"), prompts, CPU
+    )
+    model = transformers.T5EncoderModel.from_pretrained(source / "text_encoder_2", **half).eval()
+    words, words_mask = diffusers.HunyuanVideo15Pipeline._get_byt5_prompt_embeds(
+        auto(source / "tokenizer_2"), model, prompts, CPU, tokenizer_max_length=256
+    )
+    latents, sigma = torch.randn(2, 4, 3, 2, 2), torch.tensor([0.3, 0.8])
+    want = public(
+        torch.cat([latents, torch.zeros(2, 5, 3, 2, 2)], dim=1), 1000 * sigma, states.float(), mask.float(),
+        encoder_hidden_states_2=words.float(), encoder_attention_mask_2=words_mask.float(),
+        image_embeds=torch.zeros(2, 3, 8),
+    ).sample  # fmt: skip
+    pose = PoseCondition(features=torch.zeros(2, 5, 3, 2, 2))
+    got = load_component(out, "backbone")(latents, sigma, Conditioning(text=condition, pose=pose))
+    assert words_mask.any(1).tolist() == [True, False]
+    assert relative_error(got, want) <= 1e-5
 
 
 @torch.no_grad()

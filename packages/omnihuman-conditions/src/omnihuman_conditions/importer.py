@@ -17,6 +17,7 @@ from torch import Tensor
 from omnihuman_conditions.audio.features import Wav2Vec2Config
 from omnihuman_conditions.audio.whisper import WhisperConfig
 from omnihuman_conditions.language.hunyuan import HunyuanTextConfig, HunyuanTextExtractor
+from omnihuman_conditions.language.hunyuan15 import Hunyuan15TextConfig, Hunyuan15TextExtractor
 from omnihuman_conditions.language.qwen import Qwen25VLTextConfig, Qwen25VLTextExtractor
 from omnihuman_conditions.language.states import TextStates, TextStatesConfig
 from omnihuman_conditions.language.t5 import T5TextConfig, T5TextExtractor
@@ -67,6 +68,10 @@ def import_text(source: Path) -> Sequence[ImportedComponent]:
                      width, pooled)  # fmt: skip
     if kind in ("t5", "umt5"):
         return _text(source, folders, "text_t5", T5TextExtractor, T5TextConfig.wan, 512, found.get("d_model"), None)
+    if kind in ("qwen2_5_vl", "qwen2_5_vl_text") and second == "t5":
+        folders += ["text_encoder_2", "tokenizer_2"]
+        both = Hunyuan15TextConfig.hunyuan_video_15
+        return _text(source, folders, "text_hunyuan_15", Hunyuan15TextExtractor, both, 1256, width, None)
     if kind in ("qwen2_5_vl", "qwen2_5_vl_text"):
         make = Qwen25VLTextConfig.hunyuan_video_15
         return _text(source, folders, "text_qwen25_vl", Qwen25VLTextExtractor, make, 1000, width, None)

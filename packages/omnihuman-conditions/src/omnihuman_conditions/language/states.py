@@ -45,8 +45,8 @@ class TextStatesConfig:
 
     @classmethod
     def hunyuan_video_15(cls) -> Self:
-        """Qwen2.5-VL 7B states."""
-        return cls(max_tokens=1000, token_dim=3584, pooled_dim=None)
+        """Qwen2.5-VL 7B states, and behind them ByT5 states of quoted words."""
+        return cls(max_tokens=1256, token_dim=3584, pooled_dim=None)
 
     @classmethod
     def wan(cls) -> Self:

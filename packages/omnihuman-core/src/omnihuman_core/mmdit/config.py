@@ -7,6 +7,30 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextGroups:
+    """What stands behind each other in the text tokens of a model with several text encoders.
+
+    The prompt's tokens come first, in the width ``text_dim``; whatever is left behind the words is a picture.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        glyph_tokens: Tokens of the words that shall be written in the video.
+        glyph_dim: Their width; the rest of ``text_dim`` is zeros.
+        picture_dim: Width of a picture's tokens, likewise.
+    """
+
+    prompt_tokens: int
+    glyph_tokens: int
+    glyph_dim: int
+    picture_dim: int
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "glyph_tokens", "glyph_dim", "picture_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TextGroups.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MMDiTConfig:
     """Everything that fixes the weights and the mathematics of an MMDiT.
 
@@ -27,6 +51,7 @@ class MMDiTConfig:
         segment_embedding: Add a learned vector that tells reference, motion and video tokens apart.
         text_dim: Width of text tokens; None takes no text.
         text_refiner_depth: Blocks of the token refiner; 0 is a linear projection.
+        text_groups: Kinds of text tokens where there are several; None is a prompt alone.
         pooled_dim: Width of the pooled text vector; None takes none.
         embedded_guidance: Guidance scale given to the embedding of a guidance-distilled model; None has no such
             embedding.
@@ -54,6 +79,7 @@ class MMDiTConfig:
     segment_embedding: bool
     text_dim: int | None
     text_refiner_depth: int
+    text_groups: TextGroups | None
     pooled_dim: int | None
     embedded_guidance: float | None
     audio_dim: int | None
@@ -89,6 +115,11 @@ class MMDiTConfig:
             )
         if self.text_dim is None and (self.pooled_dim is not None or self.text_refiner_depth):
             raise ValueError("MMDiTConfig.pooled_dim and text_refiner_depth need a text_dim")
+        groups = self.text_groups
+        if groups is not None and (
+            not self.text_refiner_depth or max(groups.glyph_dim, groups.picture_dim) > (self.text_dim or 0)
+        ):
+            raise ValueError("MMDiTConfig.text_groups need a text_refiner_depth, and a text_dim as wide as the widest")
         if (self.audio_dim is None) != (not self.audio_blocks):
             raise ValueError("MMDiTConfig.audio_dim and audio_blocks go together: set both or neither")
         if any(not 0 <= block < self.num_blocks for block in self.audio_blocks):

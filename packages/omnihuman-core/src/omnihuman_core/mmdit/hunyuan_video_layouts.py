@@ -1,4 +1,4 @@
-"""HunyuanVideo's two public weight layouts, tensor by tensor.
+"""HunyuanVideo's public weight layouts, tensor by tensor.
 
 ``diffusers`` splits q, k, v and the MLP of single blocks into own tensors and keeps scale before shift in its last
 norm; the original file fuses them as we do. Both hold the patch embedding as a convolution.
@@ -69,20 +69,43 @@ def _qk_norm(native: str, q: str, k: str) -> Iterator[Rule]:
 
 def diffusers_rules(config: MMDiTConfig) -> Iterator[Rule]:
     """Layout of ``diffusers.HunyuanVideoTransformer3DModel``."""
-    width, mlp = config.hidden_size, config.mlp_size
     yield from _linear("patch_embed.proj", "x_embedder.proj", shape=(config.latent_channels, *config.patch_size))
-    embedders = [("sigma_embed.mlp", "time_text_embed.timestep_embedder")]
-    embedders.append(("pooled_embed", "time_text_embed.text_embedder"))
+    yield from _mlp("sigma_embed.mlp", "time_text_embed.timestep_embedder")
+    yield from _mlp("pooled_embed", "time_text_embed.text_embedder")
     if config.embedded_guidance is not None:
-        embedders.append(("guidance_embed.mlp", "time_text_embed.guidance_embedder"))
-    embedders.append(("text_embed.sigma_embed.mlp", "context_embedder.time_text_embed.timestep_embedder"))
-    embedders.append(("text_embed.mean_embed", "context_embedder.time_text_embed.text_embedder"))
-    for ours, theirs in embedders:
-        yield from _linear(f"{ours}.up", f"{theirs}.linear_1")
-        yield from _linear(f"{ours}.down", f"{theirs}.linear_2")
-    yield from _linear("text_embed.proj", "context_embedder.proj_in")
+        yield from _mlp("guidance_embed.mlp", "time_text_embed.guidance_embedder")
+    yield from _diffusers_refiner(config, "text_embed")
+    yield from _diffusers_blocks(config)
+
+
+def diffusers_15_rules(config: MMDiTConfig) -> Iterator[Rule]:
+    """Layout of ``diffusers.HunyuanVideo15Transformer3DModel``."""
+    yield from _linear("patch_embed.proj", "x_embedder.proj", shape=(config.latent_channels, *config.patch_size))
+    yield from _mlp("sigma_embed.mlp", "time_embed.timestep_embedder")
+    yield from _diffusers_refiner(config, "text_embed.prompt")
+    yield from _linear("text_embed.glyphs.norm", "context_embedder_2.norm")
+    for part, number in (("up", 1), ("mid", 2), ("down", 3)):
+        yield from _linear(f"text_embed.glyphs.{part}", f"context_embedder_2.linear_{number}")
+    yield from _linear("text_embed.picture.norm_in", "image_embedder.norm_in")
+    yield from _mlp("text_embed.picture", "image_embedder")
+    yield from _linear("text_embed.picture.norm_out", "image_embedder.norm_out")
+    yield Rule("text_embed.kind", ("cond_type_embed.weight",))
+    yield from _diffusers_blocks(config)
+
+
+def _mlp(native: str, public: str) -> Iterator[Rule]:
+    """Rules of two linear layers, as diffusers numbers them."""
+    yield from _linear(f"{native}.up", f"{public}.linear_1")
+    yield from _linear(f"{native}.down", f"{public}.linear_2")
+
+
+def _diffusers_refiner(config: MMDiTConfig, native: str) -> Iterator[Rule]:
+    width = config.hidden_size
+    yield from _mlp(f"{native}.sigma_embed.mlp", "context_embedder.time_text_embed.timestep_embedder")
+    yield from _mlp(f"{native}.mean_embed", "context_embedder.time_text_embed.text_embedder")
+    yield from _linear(f"{native}.proj", "context_embedder.proj_in")
     for i in range(config.text_refiner_depth):
-        ours, theirs = f"text_embed.blocks.{i}", f"context_embedder.token_refiner.refiner_blocks.{i}"
+        ours, theirs = f"{native}.blocks.{i}", f"context_embedder.token_refiner.refiner_blocks.{i}"
         qkv = tuple(f"{theirs}.attn.to_{part}" for part in "qkv")
         yield from _linear(f"{ours}.norm1", f"{theirs}.norm1")
         yield from _linear(f"{ours}.qkv", *qkv, rows=(width,) * 3)
@@ -91,6 +114,10 @@ def diffusers_rules(config: MMDiTConfig) -> Iterator[Rule]:
         yield from _linear(f"{ours}.mlp.up", f"{theirs}.ff.net.0.proj")
         yield from _linear(f"{ours}.mlp.down", f"{theirs}.ff.net.2")
         yield from _linear(f"{ours}.modulation.proj", f"{theirs}.norm_out.linear")
+
+
+def _diffusers_blocks(config: MMDiTConfig) -> Iterator[Rule]:
+    width, mlp = config.hidden_size, config.mlp_size
     for i in range(config.num_double_blocks):
         theirs = f"transformer_blocks.{i}"
         for stream, suffix, qkv, norm, out in (

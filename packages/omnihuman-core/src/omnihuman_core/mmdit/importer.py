@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from omnihuman_core.contracts.state_dict import StateDictAdapter
 from omnihuman_core.importing import PublicCheckpointError, adapted, settings, weight_files
 from omnihuman_core.mmdit.config import MMDiTConfig
 from omnihuman_core.mmdit.model import MMDiT
-from omnihuman_core.mmdit.presets import hunyuan_video
+from omnihuman_core.mmdit.presets import hunyuan_video, hunyuan_video_15
 from omnihuman_core.mmdit.state_dict_adapter import (
+    HunyuanVideo15DiffusersAdapter,
     HunyuanVideoDiffusersAdapter,
     HunyuanVideoLatentConcatAdapter,
     HunyuanVideoOriginalAdapter,
 )
 
-CLASS = "HunyuanVideoTransformer3DModel"
+CLASS, CLASS_15 = "HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel"
 _DEFAULTS: Mapping[str, Any] = {
     "attention_head_dim": 128,
     "guidance_embeds": True,
@@ -43,6 +44,27 @@ _DEFAULTS: Mapping[str, Any] = {
     "rope_theta": 256.0,
     "text_embed_dim": 4096,
 }
+_DEFAULTS_15: Mapping[str, Any] = {
+    "attention_head_dim": 128,
+    "image_embed_dim": 1152,
+    "in_channels": 65,
+    "mlp_ratio": 4.0,
+    "num_attention_heads": 16,
+    "num_layers": 54,
+    "num_refiner_layers": 2,
+    "out_channels": 32,
+    "patch_size": 1,
+    "patch_size_t": 1,
+    "qk_norm": "rms_norm",
+    "rope_axes_dim": (16, 56, 56),
+    "rope_theta": 256.0,
+    # Said for the pipeline; the weights are alike.
+    "target_size": 640,
+    "task_type": "i2v",
+    "text_embed_2_dim": 1472,
+    "text_embed_dim": 3584,
+    "use_meanflow": False,
+}
 
 
 def import_hunyuan_video(source: Path) -> Sequence[ImportedComponent]:
@@ -55,8 +77,9 @@ def import_hunyuan_video(source: Path) -> Sequence[ImportedComponent]:
         return _from_original(source)
     for folder in (source, source / "transformer"):
         found = settings(folder)
-        if found.get("_class_name") == CLASS:
-            config, adapter = _from_settings(found, f"{folder / 'config.json'}")
+        read = _READERS.get(str(found.get("_class_name")))
+        if read is not None:
+            config, adapter = read(found, f"{folder / 'config.json'}")
             files = weight_files(folder, "diffusion_pytorch_model.safetensors")
             return [_component(config, adapter, files)]
     return []
@@ -69,11 +92,53 @@ def _component(config: MMDiTConfig, adapter: StateDictAdapter, files: Sequence[P
     return ImportedComponent(component="backbone", plugin="mmdit", config=config, like=like, tensors=tensors)
 
 
-def _from_settings(found: Mapping[str, Any], where: str) -> tuple[MMDiTConfig, StateDictAdapter]:
-    unknown = [key for key in found if key not in _DEFAULTS and not key.startswith("_")]
+def _known(found: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings with their defaults; an unknown one may change the mathematics."""
+    given = {key: value for key, value in found.items() if not key.startswith("_")}
+    unknown = [key for key in given if key not in defaults]
     if unknown:
-        raise PublicCheckpointError(f"{where}: unknown key {unknown[0]!r}; this version of {CLASS} is not supported")
-    known = {**_DEFAULTS, **{key: value for key, value in found.items() if not key.startswith("_")}}
+        name = found["_class_name"]
+        raise PublicCheckpointError(f"{where}: unknown key {unknown[0]!r}; this version of {name} is not supported")
+    return {**defaults, **given}
+
+
+def _from_settings_15(found: Mapping[str, Any], where: str) -> tuple[MMDiTConfig, StateDictAdapter]:
+    known = _known(found, _DEFAULTS_15, where)
+    if known["use_meanflow"] or known["qk_norm"] != "rms_norm":
+        raise PublicCheckpointError(
+            f"{where}: use_meanflow {known['use_meanflow']!r} with qk_norm {known['qk_norm']!r} is not supported"
+        )
+    base = hunyuan_video_15()
+    assert base.text_groups is not None
+    groups = replace(base.text_groups, glyph_dim=known["text_embed_2_dim"], picture_dim=known["image_embed_dim"])
+    config = replace(
+        base,
+        **_sizes(known),
+        num_single_blocks=0,
+        text_groups=groups,
+        pose_channels=known["in_channels"] - known["out_channels"],
+    )
+    return config, HunyuanVideo15DiffusersAdapter(config)
+
+
+def _sizes(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What both models say in the same words."""
+    return {
+        "latent_channels": known["out_channels"],
+        "patch_size": (known["patch_size_t"], known["patch_size"], known["patch_size"]),
+        "hidden_size": known["num_attention_heads"] * known["attention_head_dim"],
+        "num_heads": known["num_attention_heads"],
+        "num_double_blocks": known["num_layers"],
+        "mlp_ratio": float(known["mlp_ratio"]),
+        "rope_dims": tuple(known["rope_axes_dim"]),
+        "rope_theta": float(known["rope_theta"]),
+        "text_dim": known["text_embed_dim"],
+        "text_refiner_depth": known["num_refiner_layers"],
+    }
+
+
+def _from_settings(found: Mapping[str, Any], where: str) -> tuple[MMDiTConfig, StateDictAdapter]:
+    known = _known(found, _DEFAULTS, where)
     concat = known["image_condition_type"] == "latent_concat"
     if known["image_condition_type"] not in (None, "latent_concat", "token_replace") or known["qk_norm"] != "rms_norm":
         raise PublicCheckpointError(
@@ -82,23 +147,20 @@ def _from_settings(found: Mapping[str, Any], where: str) -> tuple[MMDiTConfig, S
         )
     config = replace(
         hunyuan_video(),
-        latent_channels=known["out_channels"],
-        patch_size=(known["patch_size_t"], known["patch_size"], known["patch_size"]),
-        hidden_size=known["num_attention_heads"] * known["attention_head_dim"],
-        num_heads=known["num_attention_heads"],
-        num_double_blocks=known["num_layers"],
+        **_sizes(known),
         num_single_blocks=known["num_single_layers"],
-        mlp_ratio=float(known["mlp_ratio"]),
-        rope_dims=tuple(known["rope_axes_dim"]),
-        rope_theta=float(known["rope_theta"]),
-        text_dim=known["text_embed_dim"],
-        text_refiner_depth=known["num_refiner_layers"],
         pooled_dim=known["pooled_projection_dim"],
         embedded_guidance=6.0 if known["guidance_embeds"] else None,
         # The picture's latents and their mask come as channels, which are pose features to us.
         pose_channels=known["in_channels"] - known["out_channels"] if concat else None,
     )
     return config, (HunyuanVideoLatentConcatAdapter if concat else HunyuanVideoDiffusersAdapter)(config)
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], tuple[MMDiTConfig, StateDictAdapter]]] = {
+    CLASS: _from_settings,
+    CLASS_15: _from_settings_15,
+}
 
 
 def _from_original(file: Path) -> Sequence[ImportedComponent]:

@@ -15,8 +15,9 @@ from omnihuman_core.mmdit.config import MMDiTConfig
 from omnihuman_core.mmdit.init import init_weights
 from omnihuman_core.mmdit.layers import MLP, FinalLayer, Modulation, PatchEmbed3D, TimestepEmbedder
 from omnihuman_core.mmdit.positions import Grid, append_text, grid_ids, reference_ids, rope_table
-from omnihuman_core.mmdit.presets import hunyuan_video, small, tiny
+from omnihuman_core.mmdit.presets import hunyuan_video, hunyuan_video_15, small, tiny
 from omnihuman_core.mmdit.refiner import TokenRefiner
+from omnihuman_core.mmdit.text_groups import GroupedTextEmbed
 from omnihuman_core.ops import eager_ops
 
 
@@ -31,7 +32,7 @@ class MMDiT(nn.Module):
     """
 
     config_class = MMDiTConfig
-    presets = {"tiny": tiny, "small": small, "hunyuan_video": hunyuan_video}
+    presets = {"tiny": tiny, "small": small, "hunyuan_video": hunyuan_video, "hunyuan_video_15": hunyuan_video_15}
 
     def __init__(self, config: MMDiTConfig, ops: Ops | None = None) -> None:
         super().__init__()
@@ -42,12 +43,7 @@ class MMDiT(nn.Module):
         self.sigma_embed = TimestepEmbedder(width)
         self.guidance_embed = TimestepEmbedder(width) if config.embedded_guidance is not None else None
         self.pooled_embed = MLP(config.pooled_dim, width, width, nn.SiLU()) if config.pooled_dim is not None else None
-        self.text_embed: TokenRefiner | nn.Linear | None = None
-        if config.text_dim is not None:
-            refined = config.text_refiner_depth > 0
-            self.text_embed = (
-                TokenRefiner(config, config.text_dim, ops) if refined else nn.Linear(config.text_dim, width)
-            )
+        self.text_embed = _text_embed(config, ops)
         self.segment_embed = nn.Parameter(torch.zeros(3, width)) if config.segment_embedding else None
         self.shared_modulation = Modulation(width, 6) if config.modulation == "shared" else None
         audio = [config.audio_dim if block in config.audio_blocks else None for block in range(config.num_blocks)]
@@ -160,7 +156,7 @@ class MMDiT(nn.Module):
         """Text tokens, the tables with the text's identity rotation, and the key mask of the whole sequence."""
         if text is None or self.text_embed is None:
             return None, cos, sin, None
-        if isinstance(self.text_embed, TokenRefiner):
+        if isinstance(self.text_embed, TokenRefiner | GroupedTextEmbed):
             tokens = self.text_embed(text.tokens, text.mask, sigma)
         else:
             tokens = self.text_embed(text.tokens)
@@ -184,3 +180,14 @@ class MMDiT(nn.Module):
         if clean == 0 or self.config.clean_modulation == "shared":
             return F.silu(vector)[:, None], (clean + noisy,)
         return F.silu(torch.stack([still, vector], dim=1)), (clean, noisy)
+
+
+def _text_embed(config: MMDiTConfig, ops: Ops) -> GroupedTextEmbed | TokenRefiner | nn.Linear | None:
+    """Text tokens to the model width."""
+    if config.text_dim is None:
+        return None
+    if config.text_groups is not None:
+        return GroupedTextEmbed(config, config.text_dim, config.text_groups, ops)
+    if config.text_refiner_depth:
+        return TokenRefiner(config, config.text_dim, ops)
+    return nn.Linear(config.text_dim, config.hidden_size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from omnihuman_core.mmdit.config import MMDiTConfig
+from dataclasses import replace
+
+from omnihuman_core.mmdit.config import MMDiTConfig, TextGroups
 
 
 def tiny() -> MMDiTConfig:
@@ -22,6 +24,7 @@ def tiny() -> MMDiTConfig:
         segment_embedding=True,
         text_dim=128,
         text_refiner_depth=0,
+        text_groups=None,
         pooled_dim=128,
         embedded_guidance=None,
         audio_dim=128,
@@ -51,6 +54,7 @@ def small() -> MMDiTConfig:
         segment_embedding=True,
         text_dim=512,
         text_refiner_depth=0,
+        text_groups=None,
         pooled_dim=512,
         embedded_guidance=None,
         audio_dim=512,
@@ -85,6 +89,7 @@ def hunyuan_video(*, audio_dim: int | None = None, pose_channels: int | None = N
         segment_embedding=False,
         text_dim=4096,
         text_refiner_depth=2,
+        text_groups=None,
         pooled_dim=768,
         embedded_guidance=6.0,
         audio_dim=audio_dim,
@@ -94,4 +99,24 @@ def hunyuan_video(*, audio_dim: int | None = None, pose_channels: int | None = N
         reference_slot=0,
         motion=True,
         norm_eps=1e-6,
+    )
+
+
+def hunyuan_video_15() -> MMDiTConfig:
+    """HunyuanVideo-1.5's shapes, so that its public weights load.
+
+    Its picture latents and their mask come as channels, which are pose features to us.
+    """
+    return replace(
+        hunyuan_video(pose_channels=33),
+        latent_channels=32,
+        patch_size=(1, 1, 1),
+        hidden_size=2048,
+        num_heads=16,
+        num_double_blocks=54,
+        num_single_blocks=0,
+        text_dim=3584,
+        text_groups=TextGroups(prompt_tokens=1000, glyph_tokens=256, glyph_dim=1472, picture_dim=1152),
+        pooled_dim=None,
+        embedded_guidance=None,
     )

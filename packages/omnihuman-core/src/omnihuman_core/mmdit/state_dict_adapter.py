@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omnihuman_core.mmdit.config import MMDiTConfig
-from omnihuman_core.mmdit.hunyuan_video_layouts import Rule, diffusers_rules, original_rules
+from omnihuman_core.mmdit.hunyuan_video_layouts import Rule, diffusers_15_rules, diffusers_rules, original_rules
 
 EXTENSION_PREFIX = "omnihuman."
 """Put before the names of our audio, pose and segment weights, which no public layout has a place for."""
@@ -26,12 +26,15 @@ class _HunyuanVideoAdapter:
     """
 
     config_class = MMDiTConfig
+    grouped_text = False
 
     def __init__(self, config: MMDiTConfig, rules: Iterable[Rule]) -> None:
-        if config.modulation != "per_block" or config.text_refiner_depth < 1 or config.pooled_dim is None:
+        # HunyuanVideo has a pooled vector, HunyuanVideo-1.5 several kinds of text tokens instead.
+        alike = (config.pooled_dim is None) == (self.grouped_text) == (config.text_groups is not None)
+        if config.modulation != "per_block" or config.text_refiner_depth < 1 or not alike:
             raise ValueError(
-                "HunyuanVideo's layout needs MMDiTConfig.modulation='per_block', text_refiner_depth of at least 1 and "
-                "a pooled_dim; start from the hunyuan_video preset"
+                "this layout needs MMDiTConfig.modulation='per_block', text_refiner_depth of at least 1 and "
+                f"{'text_groups' if self.grouped_text else 'a pooled_dim'}; start from the preset of its model"
             )
         self.config = config
         self.rules = tuple(rules)
@@ -83,19 +86,22 @@ class HunyuanVideoOriginalAdapter(_HunyuanVideoAdapter):
         super().__init__(config, original_rules(config))
 
 
-class HunyuanVideoLatentConcatAdapter(HunyuanVideoDiffusersAdapter):
-    """Layout of diffusers' image to video by channels.
+class _LatentConcatAdapter(_HunyuanVideoAdapter):
+    """A layout whose patch embedding reads a picture by channels.
 
-    Its patch embedding reads ``[latents, picture latents (zero after frame 0), mask (1 at frame 0)]``; the channels
-    after the latents become the weight of our channel-stacked pose features, so ``pose_channels`` is
-    ``latent_channels + 1``.
+    It reads ``[latents, picture latents (zero after frame 0), mask (1 at frame 0)]``; the channels after the latents
+    become the weight of our channel-stacked pose features, so ``pose_channels`` is ``latent_channels + 1``.
     """
 
     _public = "x_embedder.proj.weight"
     _extra = EXTENSION_PREFIX + "patch_embed.pose_proj.weight"
 
     def to_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Public layout to ours; see :meth:`HunyuanVideoDiffusersAdapter.to_native`."""
+        """Public layout to ours.
+
+        Raises:
+            ValueError: keys are left over, or a packed tensor of ours lacks a part.
+        """
         split = dict(state)
         if self._public in split:
             channels = self.config.latent_channels
@@ -104,10 +110,23 @@ class HunyuanVideoLatentConcatAdapter(HunyuanVideoDiffusersAdapter):
         return super().to_native(split)
 
     def from_native(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Ours to the public layout; see :meth:`HunyuanVideoDiffusersAdapter.from_native`."""
+        """Ours to the public layout; weights it has no place for get :data:`EXTENSION_PREFIX`."""
         public = super().from_native(state)
         if self._extra in public:
             extra = public.pop(self._extra)
             extra = extra.view(extra.shape[0], -1, *self.config.patch_size)
             public[self._public] = torch.cat([public[self._public], extra], dim=1)
         return public
+
+
+class HunyuanVideoLatentConcatAdapter(_LatentConcatAdapter, HunyuanVideoDiffusersAdapter):
+    """Layout of diffusers' image to video by channels."""
+
+
+class HunyuanVideo15DiffusersAdapter(_LatentConcatAdapter):
+    """Layout of ``diffusers.HunyuanVideo15Transformer3DModel``, text to video and image to video alike."""
+
+    grouped_text = True
+
+    def __init__(self, config: MMDiTConfig) -> None:
+        super().__init__(config, diffusers_15_rules(config))
