@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from omnihuman_core.contracts import Backbone, Conditioning, ReferenceCondition
+from omnihuman_core.flow import Guidance, guided
 from omnihuman_core.mmdit import MMDiT, hunyuan_video, small, tiny
 from omnihuman_core.mmdit import layers as layers_module
 from omnihuman_core.mmdit.layers import TimestepEmbedder
@@ -150,6 +151,18 @@ def test_training_hears_every_step_and_forgets(heard):
     model.train().eval()
     model(latents, sigma, conditioning)
     assert len(calls) == 12
+
+
+def test_guidance_hears_both_branches_once(heard):
+    model, (latents, sigma, conditioning), calls = heard
+    silence = conditioning.map(lambda x: x if x.dtype == torch.bool else 0 * x)
+    first = guided(model, latents, sigma, conditioning, silence, Guidance())
+    assert torch.equal(guided(model, latents, sigma, conditioning, silence, Guidance()), first)
+    assert len(calls) == 4
+    other = guided(model, latents, sigma, conditioning, conditioning, Guidance())
+    assert not torch.equal(other, first)
+    split = guided(model, latents, sigma, conditioning, conditioning, Guidance(mode="split"))
+    torch.testing.assert_close(split, other, atol=1e-4, rtol=1e-4)
 
 
 def test_a_clip_is_forgotten_with_its_tokens():

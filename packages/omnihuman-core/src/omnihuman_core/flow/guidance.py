@@ -6,12 +6,14 @@ Pose, reference and motion are in every branch: they are never guided.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from omnihuman_core.contracts import Backbone, Conditioning
 
@@ -127,6 +129,22 @@ def _shapes(conditioning: Conditioning) -> list[tuple[str, str, tuple[int, ...]]
     )
 
 
+# Positive conditions -> (negative conditions, state of the branches' tensors, the branches as one batch).
+_STACKED: MutableMapping[Conditioning, tuple[ref[Conditioning], list[int], Conditioning]] = WeakIdKeyDictionary()
+
+
+def _stack(branches: list[Conditioning], positive: Conditioning, negative: Conditioning) -> Conditioning:
+    """The branches as one batch: while sampling the same tensors at every step, for a backbone that knows them."""
+    if torch.is_grad_enabled():
+        return Conditioning.stack(branches)
+    tensors = [x for branch in branches for part in branch.parts().values() for x in vars(part).values()]
+    state = [x._version for x in tensors if isinstance(x, Tensor) and not x.is_inference()]
+    known = _STACKED.get(positive)
+    if known is None or known[0]() is not negative or known[1] != [len(branches), *state]:
+        known = _STACKED[positive] = ref(negative), [len(branches), *state], Conditioning.stack(branches)
+    return known[2]
+
+
 def guided(
     backbone: Backbone,
     latents: Tensor,
@@ -160,7 +178,8 @@ def guided(
         branches.append(replace(positive, audio=dropped.audio))
     if batch_branches and all(_shapes(branch) == _shapes(positive) for branch in branches):
         count = len(branches)
-        stacked = backbone(latents.repeat(count, 1, 1, 1, 1), sigma.repeat(count), Conditioning.stack(branches))
+        conditioning = _stack(branches, positive, dropped)
+        stacked = backbone(latents.repeat(count, 1, 1, 1, 1), sigma.repeat(count), conditioning)
         velocities = list(stacked.chunk(count))
     else:
         velocities = [backbone(latents, sigma, branch) for branch in branches]

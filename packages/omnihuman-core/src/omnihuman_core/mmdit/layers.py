@@ -180,7 +180,7 @@ class FrameCrossAttention(nn.Module):
         """Keys, values and affine for ``audio (B, t, A, D_audio)``; kept for the next step while sampling."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._hear(audio)
-        used = (audio, self.kv.weight, self.kv.bias, self.qk_norm.k_weight, self.norm.weight, self.norm.bias)
+        used = [audio, *self.kv.parameters(), *self.qk_norm.parameters(), *self.norm.parameters()]
         state = [(id(x), x.dtype, x.device, 0 if x.is_inference() else x._version) for x in used]
         layers = _HEARD.setdefault(audio, WeakKeyDictionary())
         known = layers.get(self)
