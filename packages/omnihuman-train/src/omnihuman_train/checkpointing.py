@@ -1,20 +1,125 @@
-"""Checkpoints of a run: safetensors and JSON, written to the side and renamed, so that each one is whole."""
+"""Checkpoints of a run: safetensors and JSON, written to the side and renamed, so that each one is whole.
+
+One process writes whole tensors; several write the shards that they hold. Both kinds go on in any number of processes.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from omnihuman_core.checkpoint import CheckpointError, load_safetensors, save_safetensors
+from omnihuman_train.distributed.checkpoint import compare, layout, read, start_writing
+from omnihuman_train.distributed.mesh import World
+from omnihuman_train.distributed.shards import fill
 from omnihuman_train.ema import Ema
 from omnihuman_train.optim import OptimizerGroup
+from omnihuman_train.optimizer_state import parameter_of, restore_state, state_of
 
 _PREFIX = "step_"
+_SHARDS = "shards"
+_ALONE = World(device=torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """A checkpoint that threads are writing."""
+
+    future: Future[Any]
+    partial: Path
+    target: Path
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run; the newest ones are kept. All processes call every method at the same step.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        world: Processes of the run. Several write in threads, while training goes on.
+        config: The resolved configuration, as TOML.
+        keep: Checkpoints to keep.
+    """
+
+    def __init__(self, folder: Path, world: World, *, config: str, keep: int = 2) -> None:
+        self.folder, self._world, self._config, self._keep = folder, world, config, keep
+        self._writing: _Writing | None = None
+
+    def restore(self, model: nn.Module, ema: Ema, optimizer: OptimizerGroup) -> int:
+        """Go on from the newest checkpoint, if there is one; returns the number of steps done.
+
+        Raises:
+            ValueError: as :func:`load_checkpoint`.
+        """
+        # What the first process sees counts: a file system may show a new folder later elsewhere.
+        done = self._world.gather([path.name for path in checkpoints(self.folder)])[0]
+        return load_checkpoint(self.folder / done[-1], model, ema, optimizer, self._world) if done else 0
+
+    def save(self, step: int, model: nn.Module, ema: Ema, optimizer: OptimizerGroup) -> None:
+        """Write a checkpoint of ``step`` steps done; with several processes, start to.
+
+        Raises:
+            CheckpointError: this one or the one before cannot be written; those before that stay whole.
+        """
+        if self._world.size == 1:
+            save_checkpoint(self.folder, step, model, ema, optimizer, config=self._config, keep=self._keep)
+            return
+        self.finish()
+        target = self.folder / f"{_PREFIX}{step:08d}"
+        partial = self.folder / f".partial_{target.name}"
+        if self._world.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                (partial / _SHARDS).mkdir(parents=True)
+            except OSError as error:
+                raise CheckpointError(f"{target}: cannot be written ({error.strerror})") from error
+        self._world.wait()
+        moments, scalars = state_of(optimizer)
+        numbers = {name: value.item() for name, value in moments.items() if not value.ndim}
+        tensors = _prefixed(model=model.state_dict(), ema=ema.shadow)
+        tensors |= _prefixed(optimizer={name: value for name, value in moments.items() if value.ndim})
+        state = {"step": step, "optimizer": scalars, "numbers": numbers}
+        future = start_writing(tensors, partial / _SHARDS, self._world)
+        self._writing = _Writing(future, partial, target, state)
+
+    def poll(self) -> None:
+        """Give a checkpoint its name if it is written by now; does not wait, and may be called at any time.
+
+        Raises:
+            CheckpointError: as :meth:`finish`.
+        """
+        if self._writing is not None and self._writing.future.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one.
+
+        Raises:
+            CheckpointError: the disk is full or the folder cannot be written; the checkpoints before stay whole.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            writing.future.result()
+            if self._world.main:
+                _complete(writing.partial, writing.target, self._config, writing.state)
+        except (OSError, CheckpointException) as error:
+            reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            raise CheckpointError(f"{writing.target}: cannot be written ({reason})") from error
+        finally:
+            if self._world.main:
+                shutil.rmtree(writing.partial, ignore_errors=True)
+        if self._world.main:
+            _drop_old(self.folder, self._keep)
 
 
 def save_checkpoint(
@@ -41,19 +146,27 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         save_safetensors(model.state_dict(), partial / "model.safetensors")
         save_safetensors(ema.shadow, partial / "ema.safetensors")
-        tensors, scalars = _flatten(optimizer)
+        tensors, scalars = state_of(optimizer)
         save_safetensors(tensors, partial / "optimizer.safetensors")
-        (partial / "config.toml").write_text(config)
-        (partial / "state.json").write_text(json.dumps({"step": step, "optimizer": scalars}))
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        _complete(partial, target, config, {"step": step, "optimizer": scalars})
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    _drop_old(folder, keep)
+    return target
+
+
+def _complete(partial: Path, target: Path, config: str, state: dict[str, Any]) -> None:
+    (partial / "config.toml").write_text(config)
+    (partial / "state.json").write_text(json.dumps(state))
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _drop_old(folder: Path, keep: int) -> None:
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -61,8 +174,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / "state.json").is_file())
 
 
-def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup) -> int:
+def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World = _ALONE) -> int:
     """Restore a run; returns the number of steps done.
+
+    Args:
+        path: A checkpoint that one process or several have written.
+        model: Filled in place, as are the others: whole, or sharded over any number of processes.
+        ema: Its average.
+        optimizer: Its optimiser.
+        world: Processes of the run; all of them call this.
 
     Raises:
         ValueError: a file is broken, or the checkpoint belongs to another architecture or another optimiser.
@@ -71,59 +191,59 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: Optimizer
         state = json.loads((path / "state.json").read_text())
     except ValueError as error:
         raise ValueError(f"{path / 'state.json'}: broken ({error}); delete this checkpoint and run again") from error
+    load = _load_shards if (path / _SHARDS).is_dir() else _load_whole
+    moments = load(path, model, ema, optimizer, world)
+    numbers = {name: torch.tensor(value) for name, value in state.get("numbers", {}).items()}
     try:
-        model.load_state_dict(load_safetensors(path / "model.safetensors"))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{path}: the checkpoint is of another architecture: {reason}") from error
-    ema.load(load_safetensors(path / "ema.safetensors"))
-    try:
-        _restore(optimizer, load_safetensors(path / "optimizer.safetensors"), state["optimizer"])
+        restore_state(optimizer, {**moments, **numbers}, state["optimizer"])
     except ValueError as error:
         raise ValueError(f"{path}: the checkpoint is of another optimiser ({error}); use another --out") from error
     return int(state["step"])
 
 
-def _flatten(optimizer: OptimizerGroup) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for number, part in enumerate(optimizer.optimizers):
-        for index, entry in part.state_dict()["state"].items():
-            for key, value in entry.items():
-                name = f"{number}.{index}.{key}"
-                if isinstance(value, Tensor):
-                    tensors[name] = value.contiguous()
-                else:
-                    scalars[name] = value
-    return tensors, scalars
+def _load_whole(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:
+    """Fill model and average from whole tensors; returns those of the optimiser."""
+    weights = load_safetensors(path / "model.safetensors")
+    if world.size == 1:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{path}: the checkpoint is of another architecture: {reason}") from error
+    else:
+        targets = model.state_dict()
+        _check_architecture(path, {name: value.shape for name, value in weights.items()}, targets)
+        for name, target in targets.items():
+            fill(target, weights[name])
+    ema.load(load_safetensors(path / "ema.safetensors"))
+    return load_safetensors(path / "optimizer.safetensors")
 
 
-def _restore(optimizer: OptimizerGroup, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-    if extra := {name.partition(".")[0] for name in tensors} - {str(i) for i in range(len(optimizer.optimizers))}:
-        raise ValueError(f"it has {len(extra)} optimiser more than {optimizer.config.name}")
-    for number, part in enumerate(optimizer.optimizers):
-        whole = part.state_dict()
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in {**tensors, **scalars}.items():
-            owner, index, key = name.split(".")
-            if int(owner) == number:
-                state.setdefault(int(index), {})[key] = value
-        _check_shapes(part, state)
-        whole["state"] = state
-        part.load_state_dict(whole)
+def _load_shards(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:
+    """Fill model and average from shards; returns what the optimiser needs, sharded as its parameters are."""
+    found = layout(path / _SHARDS)
+    targets = _prefixed(model=model.state_dict(), ema=ema.shadow)
+    weights = {key: size for key, size in found.items() if not key.startswith("optimizer.")}
+    _check_architecture(path, weights, targets)
+    moments = {}
+    for name in (key.removeprefix("optimizer.") for key in found if key not in weights):
+        parameter = parameter_of(optimizer, name)
+        size = found[f"optimizer.{name}"]
+        # Where the state is not this optimiser's, its shape says so to the one who takes it over.
+        known = parameter is not None and parameter.shape == size
+        moments[name] = torch.zeros_like(parameter) if known and parameter is not None else torch.zeros(size)
+    read({**targets, **_prefixed(optimizer=moments)}, path / _SHARDS, world)
+    return moments
 
 
-def _check_shapes(part: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
-    """Torch takes moments of any shape, for any parameter: they would fail, or worse not fail, at the next step."""
-    parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-    for index, entry in state.items():
-        if index >= len(parameters):
-            raise ValueError(f"it has moments of more weights than the {len(parameters)} of {type(part).__name__}")
-        for key, value in entry.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
-                raise ValueError(
-                    f"{key} of weight {index} has shape {tuple(value.shape)}, not {tuple(parameters[index].shape)}"
-                )
+def _check_architecture(path: Path, found: dict[str, torch.Size], targets: dict[str, Tensor]) -> None:
+    report = compare(found, targets)
+    if not report.exact:
+        raise ValueError(f"{path}: the checkpoint is of another architecture: {report}")
+
+
+def _prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value.detach() for prefix, part in parts.items() for name, value in part.items()}
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

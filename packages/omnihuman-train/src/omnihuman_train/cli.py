@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,15 +66,17 @@ def _init(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, 2 where something is wrong (one line says what), 130 where the user stopped it."""
     arguments = parser().parse_args(argv)
+    # Under torchrun: who says so.
+    name = "omnihuman-train" + (f" (process {os.environ['RANK']})" if "RANK" in os.environ else "")
     try:
         # Torch takes seconds to import; --help shall not.
         arguments.run(arguments)
     except (ValueError, FloatingPointError, OSError) as error:
-        print(f"omnihuman-train: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = arguments.command == "run"
         hint = "the same command goes on from the last checkpoint" if goes_on else "nothing was written"
-        print(f"omnihuman-train: stopped; {hint}", file=sys.stderr)
+        print(f"{name}: stopped; {hint}", file=sys.stderr)
         return 130
     return 0

@@ -48,12 +48,50 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the processes that ``torchrun`` starts share the work; their number is the product of the three sizes.
+
+    Attributes:
+        dp_shard: Processes that share one copy of weights, gradients and optimiser state (FSDP2), each with its own
+            samples. None takes all that the other two leave.
+        dp_replicate: Such copies (HSDP); for a cluster, its nodes.
+        sequence: Processes that share the tokens of a sample.
+    """
+
+    dp_shard: int | None = None
+    dp_replicate: int = 1
+    sequence: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("dp_shard", "dp_replicate", "sequence"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"parallel.{name} must be at least 1, got {value}")
+
+    def sizes(self, processes: int) -> tuple[int, int, int]:
+        """``(dp_replicate, dp_shard, sequence)`` of a run of so many processes.
+
+        Raises:
+            ValueError: their product is another number.
+        """
+        others = self.dp_replicate * self.sequence
+        shard = max(processes // others, 1) if self.dp_shard is None else self.dp_shard
+        if others * shard != processes:
+            raise ValueError(
+                f"parallel: dp_replicate {self.dp_replicate} x dp_shard {shard} x sequence {self.sequence} are "
+                f"{others * shard} processes, but there are {processes}; start them with "
+                f"torchrun --nproc-per-node={others * shard}, or change the sizes"
+            )
+        return self.dp_replicate, shard, self.sequence
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long and on what a model is trained.
 
     Attributes:
         steps: Optimiser steps of the whole run.
-        batch_size: Samples per step.
+        batch_size: Samples per step, over all processes.
         seed: Every random draw of step ``i`` is a function of ``(seed, i)``.
         device: Torch device.
         precision: ``bf16`` runs the model under autocast; weights stay fp32.
@@ -61,6 +99,8 @@ class RunConfig:
         log_every: Steps between rows of ``metrics.jsonl``.
         checkpoint_minutes: Minutes between checkpoints; the last step is always saved.
         optimizer: Optimiser and schedule.
+        accumulate: Parts that a process computes its samples in, one after the other; the gradient is that of all.
+        parallel: How several processes share the work.
     """
 
     steps: int
@@ -72,8 +112,12 @@ class RunConfig:
     log_every: int = 20
     checkpoint_minutes: float = 4.0
     optimizer: OptimizerConfig = OptimizerConfig()
+    accumulate: int = 1
+    parallel: ParallelConfig = ParallelConfig()
 
     def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"run.accumulate must be at least 1, got {self.accumulate}")
         if self.steps < 1 or self.batch_size < 1:
             raise ValueError(f"run.steps and run.batch_size must be at least 1, got {self.steps}, {self.batch_size}")
         if self.log_every < 1:

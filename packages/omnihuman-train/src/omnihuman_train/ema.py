@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, kept in fp32."""
+"""Exponential moving average of the weights, kept in fp32; sharded as they are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+from omnihuman_train.distributed.shards import fill, local, whole
 
 
 class Ema:
@@ -20,16 +22,30 @@ class Ema:
         """Fold the weights after step ``step`` (from 0) into the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = dict(model.named_parameters())
-        shadow = list(self.shadow.values())
-        torch._foreach_lerp_(shadow, [weights[name].detach().float() for name in self.shadow], 1 - decay)
+        shadow = [local(value) for value in self.shadow.values()]
+        torch._foreach_lerp_(shadow, [local(weights[name].detach()).float() for name in self.shadow], 1 - decay)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over saved averages."""
         for name, value in self.shadow.items():
-            value.copy_(state[name])
+            fill(value, state[name])
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Put the averages into the model's parameters."""
         for name, parameter in model.named_parameters():
             parameter.copy_(self.shadow[name])
+
+    def whole_state(self, model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+        """State dict of ``model`` with the averages as its weights, whole and on the CPU.
+
+        Args:
+            model: The averaged model; where it is sharded, all processes must call this.
+            keep: False for a process that only helps the others to gather; it gets nothing.
+        """
+        state: dict[str, Tensor] = {}
+        for name, value in model.state_dict().items():
+            gathered = whole(self.shadow.get(name, value))
+            if keep:
+                state[name] = gathered.cpu()
+        return state

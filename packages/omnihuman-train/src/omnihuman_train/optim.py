@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from omnihuman_train.config import OptimizerConfig
+from omnihuman_train.distributed.muon import ShardedMuon
 
 
 def lr_factor(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -32,8 +34,9 @@ class OptimizerGroup:
         ]
         self.optimizers.append(torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, foreach=True))
         if config.name == "muon" and matrices:
+            kind = ShardedMuon if isinstance(matrices[0], DTensor) else torch.optim.Muon
             self.optimizers.append(
-                torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+                kind(matrices, lr=config.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
             )
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 

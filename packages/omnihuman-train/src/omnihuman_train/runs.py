@@ -17,12 +17,15 @@ from omnihuman_core.checkpoint import load_safetensors, save_safetensors
 from omnihuman_core.config import to_toml
 from omnihuman_core.ops import choose_ops
 from omnihuman_core.plugins import plugin
-from omnihuman_train.config import TrainConfig
-from omnihuman_train.data.batches import FlowBatches, VideoBatches
+from omnihuman_train.config import RunConfig, TrainConfig
+from omnihuman_train.data.batches import FlowBatches, Shared, VideoBatches
 from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
 from omnihuman_train.data.characters import FRAME_RATE
 from omnihuman_train.data.clips import from_bytes, render_clips
 from omnihuman_train.data.latents import encode_clips
+from omnihuman_train.distributed.fsdp import first_builds
+from omnihuman_train.distributed.mesh import World, join, leave, processes, rank
+from omnihuman_train.ema import Ema
 from omnihuman_train.export import export
 from omnihuman_train.model import OmniModel, build
 from omnihuman_train.objective import FlowObjective
@@ -46,18 +49,32 @@ def vae_objective(config: TrainConfig) -> Any:
 
 def train_vae(config: TrainConfig, out: Path) -> None:
     """Train the VAE on windows of the clips and measure the constants that normalise its latents."""
+    world = join(config.vae.parallel, config.vae.device)
     torch.manual_seed(config.vae.seed)
     vae = build("video_vae", "causal", config.preset)
     batches = VideoBatches(out / "clips", config.vae, frames=config.vae_frames, mouth_weight=config.vae_mouth_weight)
-    ema = fit(vae, vae_objective(config), batches, config.vae, out / "vae", resolved=to_toml(config), title="vae")
-    ema.copy_to(vae.eval().cpu())
-    mean, std = latent_statistics(vae, out / "clips")
-    vae.set_latent_statistics(mean, std)
-    save_safetensors(dict(vae.state_dict()), out / "vae" / "final.safetensors", {})
+    ema = fit(
+        vae,
+        vae_objective(config),
+        shares(batches, world, config.vae),
+        config.vae,
+        out / "vae",
+        resolved=to_toml(config),
+        title="vae",
+        world=world,
+    )
+    weights = ema.whole_state(vae, keep=world.main)
+    if world.main:
+        trained = build("video_vae", "causal", config.preset).eval()
+        trained.load_state_dict(weights)
+        trained.set_latent_statistics(*latent_statistics(trained, out / "clips"))
+        save_safetensors(dict(trained.state_dict()), out / "vae" / "final.safetensors", {})
+    world.wait()
 
 
 def train_decoder(config: TrainConfig, out: Path) -> None:
     """Go on training the VAE's decoder alone: the latents stay, so this may run while the backbone trains."""
+    world = join(config.decoder.parallel, config.decoder.device)
     vae = load_vae(config, out)
     vae.encoder.requires_grad_(False)
     batches = VideoBatches(
@@ -68,10 +85,30 @@ def train_decoder(config: TrainConfig, out: Path) -> None:
         hand_weight=config.decoder_hand_weight,
     )
     ema = fit(
-        vae, vae_objective(config), batches, config.decoder, out / "decoder", resolved=to_toml(config), title="decoder"
+        vae,
+        vae_objective(config),
+        shares(batches, world, config.decoder),
+        config.decoder,
+        out / "decoder",
+        resolved=to_toml(config),
+        title="decoder",
+        world=world,
     )
-    ema.copy_to(vae.eval().cpu())
-    save_safetensors(dict(vae.state_dict()), out / "decoder" / "final.safetensors", {})
+    save_averaged(ema, vae, world, out / "decoder" / "final.safetensors")
+
+
+def shares(batches: Shared, world: World, config: RunConfig) -> list[Shared]:
+    """The parts of each batch that this process computes, one after the other."""
+    count = config.accumulate
+    return [batches.part(world.data_rank * count + i, world.data_size * count) for i in range(count)]
+
+
+def save_averaged(ema: Ema, model: nn.Module, world: World, path: Path) -> None:
+    """Write the averaged weights of a model, whole; all processes call this, and go on once the file is there."""
+    weights = ema.whole_state(model, keep=world.main)
+    if world.main:
+        save_safetensors(weights, path, {})
+    world.wait()
 
 
 @torch.no_grad()
@@ -139,10 +176,12 @@ def encode(config: TrainConfig, out: Path) -> None:
 
 def train_backbone(config: TrainConfig, out: Path) -> None:
     """Train the backbone with its condition encoders through the stages."""
+    world = join(config.run.parallel, config.run.device)
     torch.manual_seed(config.run.seed)
     dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
     ops = choose_ops(device=config.run.device, dtype=dtype, training=True)
-    model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0, ops=ops)
+    with first_builds(world):
+        model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0, ops=ops)
     vae = load_vae(config, out)
     bucket_folders(out / "latents")
     check_encoded_by(vae, out / "latents")
@@ -158,14 +197,14 @@ def train_backbone(config: TrainConfig, out: Path) -> None:
     ema = fit(
         model,
         FlowObjective(config.flow),
-        batches,
+        shares(batches, world, config.run),
         config.run,
         out / "backbone",
         resolved=to_toml(config),
         title="backbone",
+        world=world,
     )
-    ema.copy_to(model.eval().cpu())
-    save_safetensors(dict(model.state_dict()), out / "backbone" / "final.safetensors", {})
+    save_averaged(ema, model, world, out / "backbone" / "final.safetensors")
 
 
 def export_model(config: TrainConfig, out: Path) -> None:
@@ -221,6 +260,29 @@ def _check_device(name: str) -> None:
         raise ValueError(f"run.device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
 
 
+def check_processes(config: TrainConfig, parts: Sequence[str]) -> None:
+    """Check that ``parts`` can be done by the processes that ``torchrun`` has started, or by the one there is.
+
+    Raises:
+        ValueError: sizes that do not multiply to the number of processes, a batch that does not divide, or several
+            processes for a part that is the work of one.
+    """
+    count = processes()
+    trained = {"vae": config.vae, "decoder": config.decoder, "backbone": config.run}
+    for part in parts:
+        if part in trained:
+            settings = trained[part]
+            replicate, shard, _ = settings.parallel.sizes(count)
+            ways = replicate * shard * settings.accumulate
+            sizes = [stage.batch_size for stage in config.stages if part == "backbone" and stage.batch_size]
+            if odd := [size for size in (settings.batch_size, *sizes) if size % ways]:
+                raise ValueError(
+                    f"part {part!r}: batch_size {odd[0]} must be a multiple of data processes x accumulate = {ways}"
+                )
+        elif count > 1:
+            raise ValueError(f"part {part!r} is the work of one process; run --parts {part} without torchrun")
+
+
 def run(config: TrainConfig, out: Path, parts: Sequence[str]) -> None:
     """Run ``parts`` of the recipe in order; ``out/config.toml`` keeps the resolved configuration.
 
@@ -228,10 +290,13 @@ def run(config: TrainConfig, out: Path, parts: Sequence[str]) -> None:
         ValueError: the configuration does not fit, or a part misses what an earlier one makes.
     """
     check(config)
+    check_processes(config, parts)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.toml").write_text(to_toml(config))
+    if rank() == 0:
+        (out / "config.toml").write_text(to_toml(config))
     for part in parts:
         PARTS[part](config, out)
+    leave()
 
 
 def shortened(config: TrainConfig, steps: int) -> TrainConfig:

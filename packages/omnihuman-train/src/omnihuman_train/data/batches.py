@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,7 +36,42 @@ class Buckets:
         return bucket, torch.randint(len(bucket), (batch_size,), generator=generator)
 
 
-class VideoBatches:
+def rank_rows(batch_size: int, rank: int, world: int) -> slice:
+    """Rows of a batch that belong to data rank ``rank`` of ``world``: row ``i`` is of rank ``i // (B / world)``."""
+    count = batch_size // world
+    return slice(rank * count, (rank + 1) * count)
+
+
+class Shared(ABC):
+    """Batches of which a process takes its rows alone. What a step draws does not depend on the number of processes.
+
+    Args:
+        sizes: Samples per step of the whole batches.
+    """
+
+    rank, world = 0, 1
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = tuple(sizes)
+
+    @abstractmethod
+    def __call__(self, step: int) -> dict[str, Any]:
+        """What this process computes in ``step``."""
+
+    def part(self, rank: int, world: int) -> Self:
+        """The same batches cut to part ``rank`` of ``world`` equal ones; the data in memory is shared.
+
+        Raises:
+            ValueError: a batch size that ``world`` does not divide.
+        """
+        if odd := [size for size in self._sizes if size % world]:
+            raise ValueError(f"batch_size {odd[0]} must be a multiple of data processes x run.accumulate = {world}")
+        cut = copy(self)
+        cut.rank, cut.world = rank, world
+        return cut
+
+
+class VideoBatches(Shared):
     """Short windows of rendered clips for the VAE: ``video`` in [-1, 1] and its loss ``weight``.
 
     Args:
@@ -58,6 +96,7 @@ class VideoBatches:
         hand_weight: float = 1.0,
         image_ratio: float = 0.0,
     ) -> None:
+        super().__init__([run.batch_size])
         self._data = Buckets(folder, ("video", "mouth_box", "hands"))
         shortest = min(bucket.tensors["video"].shape[2] for bucket in self._data.buckets)
         if frames > shortest:
@@ -77,6 +116,7 @@ class VideoBatches:
         video, boxes, hands = (bucket.tensors[key] for key in ("video", "mouth_box", "hands"))
         starts = torch.randint(video.shape[2] - frames + 1, (len(indices),), generator=generator).tolist()
         rows = [(i, slice(s, s + frames)) for i, s in zip(indices.tolist(), starts, strict=True)]
+        rows = rows[rank_rows(len(rows), self.rank, self.world)]
         pixels = from_bytes(torch.stack([video[i, :, window] for i, window in rows]))
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
         mouth = torch.stack([box_mask(boxes[i, window], *size) for i, window in rows])[:, None].float()
@@ -87,7 +127,7 @@ class VideoBatches:
         return {"video": pixels, "weight": weight}
 
 
-class FlowBatches:
+class FlowBatches(Shared):
     """Segments of encoded clips for the backbone, with the keep draws of the stage that the step belongs to.
 
     Args:
@@ -114,6 +154,7 @@ class FlowBatches:
         pose_extractor: Any,
         spatial_stride: int,
     ) -> None:
+        super().__init__([stage.batch_size or run.batch_size for stage in stages])
         self._data = Buckets(folder)
         segment.check([bucket.tensors["latents"].shape[2] for bucket in self._data.buckets])
         self._run, self._segment, self._stages = run, segment, stages
@@ -125,21 +166,21 @@ class FlowBatches:
         generator = step_generator(self._run.seed, step, DATA_STREAM)
         stage = stage_at(self._stages, step)
         bucket, indices = self._data.draw(stage.batch_size or self._run.batch_size, generator)
+        eligible = {name: bucket.tensors[f"has_{name}"][indices] for name in ("audio", "pose")}
+        keep = draw_keep(len(indices), vars(stage.ratios), eligible, generator)
+        noise = step_generator(self._run.seed, step, NOISE_STREAM)
+        seeds = torch.randint(2**62, (len(indices),), generator=noise)
+        # Drawn for the rows of all processes; from here on there are those of this one alone.
+        mine = rank_rows(len(indices), self.rank, self.world)
+        indices, keep, seeds = indices[mine], {name: kept[mine] for name, kept in keep.items()}, seeds[mine]
         rows = {key: value[indices] for key, value in bucket.tensors.items()}
         text = self._texts[id(bucket)]
-        keep = draw_keep(
-            len(indices),
-            vars(stage.ratios),
-            {"audio": rows["has_audio"], "pose": rows["has_pose"]},
-            generator,
-        )
         latents = rows["latents"].float()
         if stage.pictures:
             start, frames, motion = 0, 1, 0
         else:
             frames = self._segment.latent_frames
             start, motion = self._window(latents.shape[2], generator)
-        noise = step_generator(self._run.seed, step, NOISE_STREAM)
         return {
             "latents": latents,
             "start": start,
@@ -155,7 +196,7 @@ class FlowBatches:
             "mouth_open": rows["mouth_open"],
             "mouth_region": rows["mouth_region"],
             "hand_region": rows["hand_region"],
-            "seeds": torch.randint(2**62, (len(indices),), generator=noise),
+            "seeds": seeds,
         }
 
     def _window(self, latent_frames: int, generator: torch.Generator) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""Training on several devices, applied from outside the model."""
