@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from omnihuman_core import cli as core_cli
 from omnihuman_core.model_dir import GenerationSettings
 from omnihuman_core.plugins import KINDS
 from omnihuman_infer import GenerateRequest, cli, loading, presets
@@ -48,7 +49,11 @@ GUIDES = {document.name: document for document in DOCUMENTS}
 def named_parsers() -> dict[str, argparse.ArgumentParser]:
     """Parsers of the command lines by what a command begins with."""
     found = {}
-    for program, top in (("omnihuman-infer", cli._parser()), ("omnihuman-train", train_parser())):
+    for program, top in (
+        ("omnihuman-core", core_cli._parser()),
+        ("omnihuman-infer", cli._parser()),
+        ("omnihuman-train", train_parser()),
+    ):
         found[program] = top
         (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
         found |= {f"{program} {name}": parser for name, parser in commands.choices.items()}
@@ -65,7 +70,7 @@ def flags_of_script(script: Path) -> set[str]:
 def known_flags(words: list[str]) -> set[str] | None:
     """Flags of the command that ``words`` call; None where it is none of ours."""
     for start, word in enumerate(words):
-        if word in {"omnihuman-infer", "omnihuman-train"}:
+        if word in {"omnihuman-core", "omnihuman-infer", "omnihuman-train"}:
             sub = words[start + 1] if len(words) > start + 1 else ""
             return PARSERS[f"{word} {sub}"] if f"{word} {sub}" in PARSERS else PARSERS[word]
         if word.endswith(".py") and (ROOT / word).is_file():

@@ -1,6 +1,6 @@
 """The calls into flash-attn, through stand-ins that have its public signatures.
 
-flash-attn itself runs on a GPU only and has not been run by these tests: they check layouts, packing and what is passed.
+flash-attn itself runs on a GPU only, and these tests do not run it: they check layouts, packing and what is passed.
 """
 
 from __future__ import annotations

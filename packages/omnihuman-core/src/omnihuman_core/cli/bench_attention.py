@@ -29,7 +29,15 @@ from omnihuman_core.ops.attention_backends import (
     support_on,
     why_not,
 )
-from omnihuman_core.ops.attention_table import AttentionRow, Direction, merge, read_table, user_table, write_table
+from omnihuman_core.ops.attention_table import (
+    AttentionRow,
+    Direction,
+    check_place,
+    merge,
+    read_table,
+    user_table,
+    write_table,
+)
 
 # Text alone; one latent frame and clips of 480p and 720p at HunyuanVideo's widths.
 CUDA_SHAPES = "1x256x24x128,1x2048x24x128,1x8704x24x128,1x51736x24x128,1x119056x24x128"
@@ -79,7 +87,8 @@ def bench_attention(*, device: str, dtype: str | None, shapes: str | None, out: 
     chosen: torch.dtype = getattr(torch, dtype or ("bfloat16" if where.type == "cuda" else "float32"))
     cases = parse_shapes(shapes or (CUDA_SHAPES if where.type == "cuda" else CPU_SHAPES))
     out = user_table() if out is None else out
-    # A table that cannot be read is found before the work, not after it.
+    # A table that cannot be read or written is found before the work, not after it.
+    check_place(out)
     old = read_table(out) if out.exists() else ()
     target = describe_target(where, chosen)
     console = Console()
@@ -98,6 +107,9 @@ def bench_attention(*, device: str, dtype: str | None, shapes: str | None, out: 
     for case in cases:
         outcomes = measure(case, target, loaded, seconds=seconds)
         _show(console, case, outcomes)
+        if target.device.type == "cuda":
+            # The next shape is larger and may need what the allocator keeps for this one.
+            torch.cuda.empty_cache()
         rows += _rows(case, target, outcomes)
         right = right and not any(outcome.wrong for outcome in outcomes)
     if rows:

@@ -58,7 +58,7 @@ def disagreement(
 ) -> str:
     """What is wrong with ``attention`` at a shape; an empty string if nothing is.
 
-    Allowed is :data:`SLACK` times what the conformance kit of ops allows, which is twice the error of the formula at the
+    Allowed is :data:`SLACK` times what the conformance kit of ops allows: twice the error of the formula at the
     same precision.
 
     Args:

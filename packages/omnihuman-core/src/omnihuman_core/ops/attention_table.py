@@ -10,7 +10,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -125,16 +126,34 @@ def write_table(path: Path, rows: Sequence[AttentionRow]) -> None:
         TableError: the place cannot be written to.
     """
     text = json.dumps({"format": FORMAT, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    with _staging(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+        os.replace(staged, path)
+
+
+def check_place(path: Path) -> None:
+    """Find out, before the work, whether a table can be written; permissions do not tell, only a file does.
+
+    Raises:
+        TableError: as :func:`write_table`.
+    """
+    if path.is_dir():
+        raise TableError(f"{path}: is a folder; name a file with --out")
+    with _staging(path):
+        pass
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path`` that is gone afterwards, unless it was moved."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(name, path)
-        except BaseException:
+            yield Path(name)
+        finally:
             Path(name).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise TableError(f"{path}: cannot be written ({error.strerror}); choose another place with --out") from None
 
