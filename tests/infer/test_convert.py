@@ -218,8 +218,8 @@ TRANSFORMER = {
         )
         for file in shards(folder)
     ],
-    "'../other.safetensors' is no safetensors file inside": lambda folder: change_index(folder, "../other.safetensors"),
-    "'/other.safetensors' is no safetensors file inside": lambda folder: change_index(folder, "/other.safetensors"),
+    "'../other.safetensors' points outside the directory": lambda folder: change_index(folder, "../other.safetensors"),
+    "'/other.safetensors' points outside the directory": lambda folder: change_index(folder, "/other.safetensors"),
     "not a JSON file": lambda folder: next(folder.glob("*.index.json")).write_text("{"),
     "unknown key 'wings'": lambda folder: (folder / "config.json").write_text(
         json.dumps(json.loads((folder / "config.json").read_text()) | {"wings": 2})

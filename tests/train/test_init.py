@@ -135,7 +135,7 @@ def test_a_model_directory_is_a_base_too(base: Path, tmp_path: Path) -> None:
         ("shard", "shard is missing"),
         ("truncated", "truncated or not a safetensors file"),
         ("shape", "norm_out.linear.weight has shape (3, 3), this model wants (64, 32)"),
-        ("outside", "'../x.safetensors' is no safetensors file inside the directory"),
+        ("outside", "'../x.safetensors' points outside the directory"),
         ("lost", "1 weights are missing, the first is norm_out.linear.weight"),
         ("alien", "1 keys are not of this model, the first is alien"),
     ],

@@ -54,13 +54,21 @@ def refuse_pickles(source: Path) -> None:
     Raises:
         PublicCheckpointError: it does.
     """
+    said = _pickle(source)
+    if said:
+        raise PublicCheckpointError(said)
+
+
+def _pickle(source: Path) -> str:
+    """What to say of the first pickle of a file or folder; empty where there is none."""
     files = sorted(source.iterdir()) if source.is_dir() else [source]
     pickles = [file for file in files if file.suffix in PICKLES]
-    if pickles:
-        raise PublicCheckpointError(
-            f"{pickles[0]} is a pickle, a format that can carry code; look for safetensors, or run "
-            "omnihuman-infer convert --trust-pickle if you trust who made it"
-        )
+    return (
+        f"{pickles[0]} is a pickle, a format that can carry code; look for safetensors, or run "
+        "omnihuman-infer convert --trust-pickle if you trust who made it"
+        if pickles
+        else ""
+    )
 
 
 def weight_files(directory: str | Path, name: str) -> list[Path]:
@@ -78,8 +86,10 @@ def weight_files(directory: str | Path, name: str) -> list[Path]:
     index = root / f"{name}.index.json"
     if not index.is_file():
         if not (root / name).is_file():
-            refuse_pickles(root)
-            raise PublicCheckpointError(f"{root}: has neither {name} nor {index.name}; download the folder again")
+            what = _pickle(root) if root.is_dir() else ""
+            raise PublicCheckpointError(
+                f"{root}: has neither {name} nor {index.name}; {what or 'download the folder again'}"
+            )
         return [root / name]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
@@ -87,8 +97,10 @@ def weight_files(directory: str | Path, name: str) -> list[Path]:
     files = []
     for shard in sorted(set(shards.values())):
         # Names, not targets: download caches keep the files of a folder as links to another place.
-        if Path(shard).is_absolute() or ".." in Path(shard).parts or not shard.endswith(".safetensors"):
-            raise PublicCheckpointError(f"{index}: {shard!r} is no safetensors file inside the directory")
+        if Path(shard).is_absolute() or ".." in Path(shard).parts:
+            raise PublicCheckpointError(f"{index}: {shard!r} points outside the directory")
+        if not shard.endswith(".safetensors"):
+            raise PublicCheckpointError(f"{index}: {shard!r} is no safetensors file")
         if not (root / shard).is_file():
             count = sum(other == shard for other in shards.values())
             raise PublicCheckpointError(
