@@ -3,8 +3,8 @@
     python benchmarks/omni_conditions/run.py --out runs/omni [--variants text_0,ipa,...] [--seeds 3] [--steps 350]
 
 Needs the encoded clips and the VAE of a run of the recipe `tiny` (``--run runs/tiny``, parts render, vae, encode and,
-if it has one, decoder). Trains one thing at a time on the threads of ``OMP_NUM_THREADS``; the same command goes on where
-it stopped. A row is appended to ``--results`` as soon as it is measured; table and plot beside it are drawn anew.
+if it has one, decoder). Trains one thing at a time on the threads of ``OMP_NUM_THREADS``; the same command goes on
+where it stopped. A row is appended to ``--results`` as soon as it is measured; table and plot are drawn anew.
 """
 
 from __future__ import annotations
@@ -82,22 +82,23 @@ def run(arguments: argparse.Namespace) -> None:
         check_protocol(arguments.out, protocol)
         steps = protocol.stage1_steps + arguments.seeds * len(trainings(chosen)) * protocol.phase_steps
         console.print(f"{arguments.seeds * len(chosen)} rows, {steps} steps of {protocol.batch_size} samples in all")
-        vae, clips = load_vae(arguments.run), heldout_clips(protocol.clips)
         done = {(row["variant"], row["seed"]) for row in read_rows(results, protocol)}
-        if (CEILING, 0) not in done:
-            append(results, row_of(CEILING, 0, protocol, through_vae(vae, clips), clips, audio_samples=0))
         # All variants of a seed before the next seed: what is there can be read at any time.
-        for seed in range(arguments.seeds):
-            for name in (name for name in chosen if (name, seed) not in done):
-                started = time.monotonic()
+        missing = [(CEILING, 0), *((name, seed) for seed in range(arguments.seeds) for name in chosen)]
+        missing = [entry for entry in missing if entry not in done]
+        if missing:
+            vae, clips = load_vae(arguments.run), heldout_clips(protocol.clips)
+        for name, seed in missing:
+            started = time.monotonic()
+            if name == CEILING:
+                row = row_of(name, seed, protocol, through_vae(vae, clips), clips, audio_samples=0)
+            else:
                 folder = train_variant(VARIANTS[name], seed, protocol, arguments.run / "latents", arguments.out)
                 frames = generate(load_weights(protocol, folder), vae, clips, protocol)
                 row = row_of(name, seed, protocol, frames, clips, audio_samples=audio_samples(name, protocol))
-                append(results, row)
-                write_report(results, protocol)
-                console.print(
-                    f"{name}, seed {seed}: lip sync r {row['lip_sync_r']}, {time.monotonic() - started:.0f} s"
-                )
+            append(results, row)
+            write_report(results, protocol)
+            console.print(f"{name}, seed {seed}: lip sync r {row['lip_sync_r']}, {time.monotonic() - started:.0f} s")
     write_report(results, protocol)
 
 
