@@ -89,7 +89,7 @@ def counted(config: MMDiTConfig) -> tuple[float, float]:
 def test_torch_counts_the_same_within_a_percent(config: MMDiTConfig) -> None:
     flops = forward_flops(config, sample_tokens(config, **SHAPE))
     forward, backward = counted(config)
-    assert flops.total == forward
+    assert flops.total == pytest.approx(forward, rel=5e-3)
     assert training_flops(flops) == pytest.approx(forward + backward, rel=1e-2)
 
 
@@ -99,7 +99,7 @@ def test_the_floor_of_the_kernels_is_the_same() -> None:
     tokens = sample_tokens(
         config, latent_frames=32, height=60, width=104, motion_latents=0, text=256, audio_per_frame=4
     )
-    assert (tokens.total, tokens.video, tokens.reference) == (51736, 49920, 1560)
+    assert (tokens.total, tokens.visual - tokens.frame, tokens.frame) == (51736, 49920, 1560)
     shape = performance.ModelShape(
         double_blocks=20, single_blocks=40, width=3072, video_tokens=49920, other_tokens=1816, audio_tokens=4
     )

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from omnihuman_core.contracts import LossOutput
-from omnihuman_train import watch_gpu
 from omnihuman_train.watch import WatchConfig, watchers
-from omnihuman_train.watch_gpu import GpuMeter
+from omnihuman_train.watch_gpu import GpuMeter, peak_flops
 from omnihuman_train.watch_guard import LossGuard
 from omnihuman_train.watch_record import Recorder, RowSink, SpeedMeter, TerminalSink
 from omnihuman_train.watch_tensorboard import TensorBoardSink, WandbSink
@@ -191,8 +190,15 @@ def test_what_a_gpu_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())  # type: ignore[arg-type]
     meter = GpuMeter()
     assert meter.read() == {"gpu/memory_gib": 3.0, "gpu/temperature_celsius": 64.0, "gpu/utilisation": 0.97}
-    assert meter.peak_flops == watch_gpu.PEAK_FLOPS["H100"]
+    assert meter.peak_flops == 989e12
     assert GpuMeter(1).read() == {}
+
+
+def test_rates_go_by_the_name_of_the_device() -> None:
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA GeForce RTX 4090") == 165e12
+    assert peak_flops("NVIDIA GeForce GT 710") is None
 
 
 def test_without_a_driver_a_meter_is_silent_and_asks_once(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omnihuman_train.data_cli import add_data_commands
+from omnihuman_train.plan_cli import add_plan_command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("--set", action="append", default=[], metavar="A=B", help="change one field of InitConfig")
     init.set_defaults(run=_init)
     add_data_commands(commands)
+    add_plan_command(commands)
     return top
 
 

@@ -23,25 +23,30 @@ class SampleTokens:
     """Tokens of one sample.
 
     Attributes:
-        reference: Tokens of the reference picture.
-        motion: Tokens of the motion frames.
-        video: Tokens of the frames that are denoised.
+        frame: Tokens of one frame, and of the reference picture.
+        references: Reference pictures, 0 or 1.
+        motion_frames: Frames that are given clean, in tokens.
+        video_frames: Frames that are denoised, in tokens.
         text: Text tokens ``S``.
-        frames: Motion and video frames, in tokens.
-        audio_per_frame: Audio tokens ``A`` of one of them; 0 without audio.
+        audio_per_frame: Audio tokens ``A`` of a frame; 0 without audio.
     """
 
-    reference: int
-    motion: int
-    video: int
+    frame: int
+    references: int
+    motion_frames: int
+    video_frames: int
     text: int
-    frames: int
     audio_per_frame: int
+
+    @property
+    def frames(self) -> int:
+        """Frames that hear audio."""
+        return self.motion_frames + self.video_frames
 
     @property
     def visual(self) -> int:
         """Reference, motion and video tokens ``L``."""
-        return self.reference + self.motion + self.video
+        return self.frame * (self.references + self.frames)
 
     @property
     def total(self) -> int:
@@ -79,14 +84,14 @@ def sample_tokens(
     for (name, size), patch in zip(sizes.items(), config.patch_size, strict=True):
         if size < patch or size % patch:
             raise ValueError(f"{name} of the latents must be a multiple of the patch, {patch}, got {size}")
-    frames, rows, columns = (s // p for s, p in zip(sizes.values(), config.patch_size, strict=True))
+    frames, rows, columns = (size // patch for size, patch in zip(sizes.values(), config.patch_size, strict=True))
     motion = motion_latents // config.patch_size[0]
     return SampleTokens(
-        reference=rows * columns if reference else 0,
-        motion=motion * rows * columns,
-        video=(frames - motion) * rows * columns,
+        frame=rows * columns,
+        references=int(reference),
+        motion_frames=motion,
+        video_frames=frames - motion,
         text=text if config.text_dim is not None else 0,
-        frames=frames,
         audio_per_frame=audio_per_frame if config.audio_dim is not None else 0,
     )
 
@@ -128,7 +133,7 @@ class Flops:
 def forward_flops(config: MMDiTConfig, tokens: SampleTokens) -> Flops:
     """Operations of one forward of one sample."""
     width, mlp, blocks = config.hidden_size, config.mlp_size, config.num_blocks
-    clean = tokens.reference + tokens.motion > 0 and config.clean_modulation == "zero"
+    clean = tokens.references + tokens.motion_frames > 0 and config.clean_modulation == "zero"
     conditions = 2 if clean else 1
     token = 4 * width**2 + 2 * width * mlp
     linear = tokens.total * token * blocks
@@ -136,7 +141,7 @@ def forward_flops(config: MMDiTConfig, tokens: SampleTokens) -> Flops:
         text_rows = 1 if tokens.text else 0
         linear += 6 * width**2 * (conditions + text_rows) * config.num_double_blocks
         linear += 3 * width**2 * conditions * config.num_single_blocks
-    listening = tokens.motion + tokens.video if tokens.audio_per_frame else 0
+    listening = tokens.frames * tokens.frame if tokens.audio_per_frame else 0
     audio_blocks, heard = len(config.audio_blocks), tokens.frames * tokens.audio_per_frame
     audio_linear = 2 * width**2 * listening + 2 * width * (config.audio_dim or 0) * heard
     return Flops(
@@ -152,8 +157,8 @@ def forward_flops(config: MMDiTConfig, tokens: SampleTokens) -> Flops:
 def _outside_blocks(config: MMDiTConfig, tokens: SampleTokens, conditions: int) -> float:
     width, volume = config.hidden_size, math.prod(config.patch_size)
     scalar = 256 * width + width**2
-    products = config.latent_channels * volume * width * (tokens.visual + tokens.video)
-    products += (config.pose_channels or 0) * volume * width * (tokens.motion + tokens.video)
+    products = config.latent_channels * volume * width * (tokens.visual + tokens.video_frames * tokens.frame)
+    products += (config.pose_channels or 0) * volume * width * tokens.frames * tokens.frame
     products += 2 * scalar + 2 * width**2
     if config.embedded_guidance is not None:
         products += scalar

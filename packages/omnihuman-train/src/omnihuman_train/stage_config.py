@@ -16,6 +16,8 @@ from omnihuman_core.config import from_table, read_toml, to_toml
 from omnihuman_core.model_dir import GenerationSettings
 from omnihuman_core.plugins import plugin
 from omnihuman_train.config import FlowConfig, RunConfig, SegmentConfig
+from omnihuman_train.data.stream import StreamConfig
+from omnihuman_train.distributed.activation_checkpoint import CheckpointMode
 from omnihuman_train.stages import Stage, check_stages
 from omnihuman_train.watch import WatchConfig
 
@@ -100,12 +102,15 @@ class StageConfig:
         model: What is trained; ``start`` has to hold exactly this.
         vae: Model directory whose VAE made the latents, for validation videos and the exported model; None takes that
             of ``start``.
-        data: Encoded data set.
-        licences: Licences of samples to train on; None takes all.
+        data: Encoded data set, as ``omnihuman-train data cache`` writes it.
+        stream: How it is read.
         stages: Every stage up to this one, in order; the last one is trained here.
         flow: Objective.
         segment: Frames per sample.
-        run: Training; ``run.steps`` is the number of steps of the last stage.
+        run: Training; ``run.steps`` is the number of steps of the last stage, ``run.batch_size`` that of the stream, or
+            what its token budget comes to on the whole.
+        activation_checkpoint: What the blocks recompute in the backward pass.
+        compile: Whether the blocks are compiled.
         watch: What is recorded beside the loss.
         generation: How the exported model is used.
     """
@@ -115,11 +120,13 @@ class StageConfig:
     model: ModelConfig
     vae: str | None
     data: str
-    licences: tuple[str, ...] | None = None
+    stream: StreamConfig
     stages: tuple[Stage, ...]
     flow: FlowConfig
     segment: SegmentConfig
     run: RunConfig
+    activation_checkpoint: CheckpointMode = "none"
+    compile: bool = False
     watch: WatchConfig = WatchConfig()
     generation: GenerationSettings
 
@@ -129,6 +136,9 @@ class StageConfig:
             raise ValueError(
                 f"run.steps is {self.run.steps}, but stage {self.stage.name!r} has {self.stage.steps}; make them equal"
             )
+        size = self.stream.batch.batch_size
+        if size is not None and size != self.run.batch_size:
+            raise ValueError(f"stream.batch.batch_size is {size}, but run.batch_size is {self.run.batch_size}")
         if self.start is None and len(self.stages) > 1:
             raise ValueError(
                 f"stage {self.stage.name!r} has no start, but it follows {_names(self.stages[:-1])}: each stage starts "

@@ -6,16 +6,20 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-# Nominal dense bf16 rates, flop/s, of the makers' data sheets, by a word of the device's name; longer names first.
-PEAK_FLOPS = {
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-}
+from omnihuman_train.gpus import GPUS
+
+# Words of a device's name; longer ones first.
+_NAMES = {"H200": "h200", "H100": "h100", "B200": "b200", "A100": "a100", "L40S": "l40s", "RTX 4090": "rtx4090"}
+# The PCIe card has the name of the others and a lower rate.
+_H100_PCIE = 756e12
+
+
+def peak_flops(name: str) -> float | None:
+    """Nominal dense bf16 rate in flop/s of a device with this name; None for one that is not known."""
+    if "H100 PCIe" in name:
+        return _H100_PCIE
+    known = next((key for word, key in _NAMES.items() if word in name), None)
+    return None if known is None else GPUS[known].peak_flops
 
 
 class GpuMeter:
@@ -45,8 +49,7 @@ class GpuMeter:
         except nvml.NVMLError:
             return
         self._nvml = nvml
-        # H100 PCIe has a lower rate than the others of its name.
-        self.peak_flops = 756e12 if "H100 PCIe" in name else next((v for k, v in PEAK_FLOPS.items() if k in name), None)
+        self.peak_flops = peak_flops(name)
 
     def read(self) -> dict[str, float]:
         """``gpu/memory_gib``, ``gpu/power_watts``, ``gpu/temperature_celsius`` and ``gpu/utilisation`` (a share)."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from omnihuman_core.model_dir import GenerationSettings
 from omnihuman_train.config import FlowConfig, OptimizerConfig, RunConfig, SegmentConfig
+from omnihuman_train.data.plan import BatchConfig
+from omnihuman_train.data.stream import StreamConfig
 from omnihuman_train.stage_config import ComponentConfig, ModelConfig, StageConfig
 from omnihuman_train.stages import Ratios, Stage
 from omnihuman_train.watch import WatchConfig
@@ -40,6 +42,7 @@ def hunyuan_video() -> StageConfig:
         ),
         vae=None,
         data="data/omni_480p",
+        stream=StreamConfig(batch=BatchConfig(batch_size=256, multiple=256), latents="stored"),
         stages=stages,
         flow=FlowConfig(sigma_shift=3.0),
         segment=SegmentConfig(latent_frames=32),
@@ -51,6 +54,8 @@ def hunyuan_video() -> StageConfig:
             checkpoint_minutes=30.0,
             optimizer=OptimizerConfig(lr=5e-5, betas=(0.9, 0.99), weight_decay=0.01, warmup_steps=500, grad_clip=1.0),
         ),
+        activation_checkpoint="selective",
+        compile=True,
         watch=WatchConfig(tensorboard=True, validation_every=1000),
         generation=GenerationSettings(
             segment_frames=125,
@@ -87,6 +92,7 @@ def small() -> StageConfig:
         ),
         vae="models/vae_base",
         data="data/omni_256p",
+        stream=StreamConfig(batch=BatchConfig(batch_size=64, multiple=64), latents="stored"),
         stages=stages,
         flow=FlowConfig(),
         segment=SegmentConfig(latent_frames=12),
