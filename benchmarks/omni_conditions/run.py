@@ -45,10 +45,24 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seeds", type=int, default=1, help="seeds of every variant, from 0 on")
     top.add_argument("--results", type=Path, help="rows (default: benchmarks/results/omni_conditions_cpu_YYYYMM.jsonl)")
     top.add_argument("--report", action="store_true", help="draw table and plot from the rows, and train nothing")
-    names = {"phase_steps": "--steps"}
-    for name, value in vars(Protocol()).items():
-        option = names.get(name, "--" + name.replace("_", "-"))
-        top.add_argument(option, dest=name, type=type(value), default=value, help=f"see Protocol (default: {value})")
+    protocol = top.add_argument_group("protocol", "what every variant has in common; see `Protocol`")
+
+    def add(option: str, field: str) -> None:
+        default = getattr(Protocol(), field)
+        protocol.add_argument(option, dest=field, type=type(default), default=default, help=f"default: {default}")
+
+    add("--fit", "fit")
+    add("--pool", "pool")
+    add("--first-steps", "first_steps")
+    add("--steps", "phase_steps")
+    add("--batch-size", "batch_size")
+    add("--width", "width")
+    add("--double-blocks", "double_blocks")
+    add("--single-blocks", "single_blocks")
+    add("--learning-rate", "learning_rate")
+    add("--clips", "clips")
+    add("--num-steps", "num_steps")
+    add("--guidance-scale", "guidance_scale")
     return top
 
 
@@ -80,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     console = Console(stderr=True)
     if not arguments.report:
         check_protocol(arguments.out, protocol)
-        steps = protocol.stage1_steps + arguments.seeds * len(trainings(chosen)) * protocol.phase_steps
+        steps = protocol.first_steps + arguments.seeds * len(trainings(chosen)) * protocol.phase_steps
         console.print(f"{arguments.seeds * len(chosen)} rows, {steps} steps of {protocol.batch_size} samples in all")
         done = {(row["variant"], row["seed"]) for row in read_rows(results, protocol)}
         # All variants of a seed before the next seed: what is there can be read at any time.

@@ -19,7 +19,7 @@ class Protocol:
     Attributes:
         fit: Clips that pass the audio filter; all variants and the shared first stage train on them.
         pool: Further clips that count as failing it: text and reference alone.
-        stage1_steps: Steps of the shared first stage, without audio and pose.
+        first_steps: Steps of the shared first stage, without audio and pose.
         phase_steps: Steps of each of a variant's two phases.
         batch_size: Samples per step.
         width: Width of the backbone, a multiple of 64.
@@ -33,7 +33,7 @@ class Protocol:
 
     fit: int = 512
     pool: int = 1024
-    stage1_steps: int = 300
+    first_steps: int = 300
     phase_steps: int = 350
     batch_size: int = 16
     width: int = 128

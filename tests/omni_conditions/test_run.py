@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from omni_conditions.run import main
+from omni_conditions.run import main, parser
 from omni_conditions.training import flow_batches, load_weights, new_model, train_variant, write_data
 from omni_conditions.variants import AUDIO, POSE, VARIANTS, Protocol
 
@@ -14,7 +14,7 @@ from omnihuman_core.checkpoint import load_safetensors
 from omnihuman_train.config import RunConfig
 from omnihuman_train.data.cached import Shards, shard_paths
 
-SMALL = {"fit": 6, "pool": 4, "stage1_steps": 1, "phase_steps": 1, "batch_size": 2, "width": 64, "clips": 4}
+SMALL = {"fit": 6, "pool": 4, "first_steps": 1, "phase_steps": 1, "batch_size": 2, "width": 64, "clips": 4}
 PROTOCOL = Protocol(**SMALL, single_blocks=1, num_steps=2)
 
 
@@ -123,3 +123,8 @@ def test_one_command_runs_everything_and_goes_on_where_it_stopped(
     assert "--variants: unknown ['pai']" in capsys.readouterr().err
     assert main(command(tmp_path / "nowhere", tmp_path, "--seeds", "2")) == 2
     assert "no VAE here" in capsys.readouterr().err
+
+
+def test_every_field_of_the_protocol_is_an_option() -> None:
+    arguments = vars(parser().parse_args(["--out", "x"]))
+    assert {name: arguments[name] for name in vars(Protocol())} == vars(Protocol())
