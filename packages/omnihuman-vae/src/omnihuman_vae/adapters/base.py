@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from omnihuman_core.contracts.latents import LatentSpec
+from omnihuman_vae.adapters.tiles import cuts, decode_tile
 from omnihuman_vae.distribution import DiagonalGaussian
 from omnihuman_vae.layers import Cache
 
@@ -35,6 +36,8 @@ class PublicVideoVAE(nn.Module, ABC):
     """A :class:`omnihuman_core.contracts.vae.VideoVAE` whose subclass gives moments and pixels of the next frames."""
 
     config: Any
+    decoder: Any
+    post_quant_conv: nn.Module
     streaming_tolerance: float | None = None
 
     @abstractmethod
@@ -90,6 +93,39 @@ class PublicVideoVAE(nn.Module, ABC):
         for chunk in chunks:
             self._check_latents(chunk)
             yield self.pixels(self._denormalize(chunk), cache).to(chunk.dtype)
+
+    def decode_tiled(self, latents: Tensor, tile_size: int) -> Tensor:
+        """Decode a whole clip tile after tile, each a stream, at the memory of one tile and of the result.
+
+        The tiles are pieces of the untiled picture, nothing is blended: equal to :meth:`decode` where norms see one
+        position at a time. Other norms take their statistics from a part of the clip (:meth:`tile_statistics`).
+
+        Args:
+            latents: Final latents ``(B, C, t, h, w)``.
+            tile_size: Largest height and width of a tile, in pixels; each tile computes some pixels around it too.
+
+        Raises:
+            ValueError: latents have the wrong shape, or ``tile_size`` is not positive.
+        """
+        self._check_latents(latents)
+        if tile_size < 1:
+            raise ValueError(f"tile_size must be positive, got {tile_size}")
+        features = self.decoder.stem(self.post_quant_conv(self._denormalize(latents)))
+        statistics = self.tile_statistics(features)
+        spec = self.latent_spec
+        height, width = spec.pixel_size(*latents.shape[3:])
+        out = latents.new_empty((latents.shape[0], 3, spec.pixel_frames(latents.shape[2]), height, width))
+        for rows in cuts(height, tile_size):
+            for columns in cuts(width, tile_size):
+                done = 0
+                for piece in decode_tile(self.decoder.steps(), features.split(1, dim=2), rows, columns, statistics):
+                    out[:, :, done : done + piece.shape[2], slice(*rows), slice(*columns)] = piece
+                    done += piece.shape[2]
+        return out
+
+    def tile_statistics(self, features: Tensor) -> Cache:
+        """What norms of the decoder's tail need to know of the clip; nothing where they see one position at a time."""
+        return {}
 
     def whole_moments(self, video: Tensor) -> Tensor:
         """:meth:`moments` of a whole clip."""

@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from omnihuman_vae.adapters.tiles import Sides, sides_inside
 from omnihuman_vae.layers import Cache
 
 Border = Literal["zeros", "replicate"]
 Prepare = Callable[[Tensor], Tensor]
 
 # Values of an activation that are padded or normalised at once; a slab holds at least one frame.
-SLAB_VALUES = 1 << 25
+SLAB_VALUES = 1 << 22
+
+ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def convolve(
@@ -36,7 +39,7 @@ def convolve(
     For one clip of less than about 20,000 values a plane (C * T * H), torch unfolds the input on the CPU instead, at 27
     times its memory and a fifth of the speed.
     """
-    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and ONEDNN:
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
     return F.conv3d(x, weight, bias, stride, padding)
 
@@ -65,6 +68,7 @@ def causal_conv(
     *,
     border: Border,
     prepare: Prepare | None = None,
+    in_place: bool = False,
 ) -> Tensor:
     """Convolution that sees its own frame and earlier ones.
 
@@ -75,6 +79,7 @@ def causal_conv(
         cache: Frames carried between the pieces of a clip; None where ``x`` is a whole clip.
         border: What lies outside the picture and before the clip: zeros, or the nearest position.
         prepare: Applied to each slab first (norm and activation).
+        in_place: Write the result over ``x``, of the same shape, slab after slab: none is needed twice.
 
     Returns:
         ``(B, C_out, T', H', W')``; with a temporal stride of 2 the first frame of a clip stands alone.
@@ -86,10 +91,15 @@ def causal_conv(
     earlier = None if cache is None else cache.get(owner)
     starts = earlier is None
     frames = x.shape[2] if stride == 1 else (x.shape[2] + (1 if starts else 0)) // stride
-    size = (x.shape[3] // conv.stride[1], x.shape[4] // conv.stride[2])
-    rows, columns = (height // 2, width // 2) if border == "replicate" else (0, 0)
-    padding = (0, height // 2 - rows, width // 2 - columns)
-    out: Tensor | None = None
+    inside = sides_inside(cache)
+    margins = _margins(inside, height // 2, width // 2)
+    lost = (2 * (height // 2) - margins[0] - margins[1], 2 * (width // 2) - margins[2] - margins[3])
+    size = ((x.shape[3] - lost[0]) // conv.stride[1], (x.shape[4] - lost[1]) // conv.stride[2])
+    padding = (0, 0, 0)
+    if border == "zeros" and not any(inside):
+        # The convolution makes borders of zeros itself.
+        margins, padding = (0, 0, 0, 0), (0, height // 2, width // 2)
+    out: Tensor | None = without_rim(x, cache, height // 2) if in_place else None
     done = 0
     for start, stop in slabs(x, multiple=stride, alone=1 if starts and stride > 1 else 0):
         slab = x[:, :, start:stop]
@@ -98,10 +108,10 @@ def causal_conv(
         if time > 1:
             earlier = _before(slab, time - 1, border) if earlier is None else earlier
             carried = _last(earlier, slab, time - stride)
-            slab = _surrounded(earlier, slab, rows, columns)
+            slab = _surrounded(earlier, slab, margins, zeros=border == "zeros")
             earlier = carried
-        piece = convolve(slab, conv.weight, conv.bias, (stride, *conv.stride[1:]), padding)
-        if piece.shape[2] == frames:
+        piece = convolve(slab, conv.weight, conv.bias, (stride, conv.stride[1], conv.stride[2]), padding)
+        if piece.shape[2] == frames and not in_place:
             out = piece
             break
         if out is None:
@@ -142,7 +152,10 @@ def upsample_conv(
     Returns:
         ``(B, C_out, T or 2T or 2T - 1, 2H, 2W)``.
     """
-    channels, height, width = weight.shape[0], x.shape[3], x.shape[4]
+    channels = weight.shape[0]
+    margins = _margins(sides_inside(cache), 1, 1)
+    # A position has two results; one takes the neighbour before it and one the neighbour behind it.
+    height, width = x.shape[3] + margins[0] + margins[1] - 2, x.shape[4] + margins[2] + margins[3] - 2
     repeats = 2 if temporal else 1
     kernel = weight.float()
     # Over time both results of a frame look at it and the one before.
@@ -163,10 +176,10 @@ def upsample_conv(
         if time > 1:
             earlier = _before(slab, time - 1, border) if earlier is None else earlier
             carried = _last(earlier, slab, time - 1)
-            slab = _surrounded(earlier, slab, 1, 1, zeros=border == "zeros")
+            slab = _surrounded(earlier, slab, margins, zeros=border == "zeros")
             earlier = carried
         else:
-            slab = _surrounded(None, slab, 1, 1, zeros=border == "zeros")
+            slab = _surrounded(None, slab, margins, zeros=border == "zeros")
         for (row, column), plane in planes.items():
             piece = convolve(slab[..., row : row + height + 1, column : column + width + 1], plane, bias)
             out[:, start:stop, :, :, row, :, column] = rearrange(
@@ -205,19 +218,32 @@ def _last(earlier: Tensor, slab: Tensor, frames: int) -> Tensor:
     return torch.cat([earlier[:, :, earlier.shape[2] - missing :], slab], dim=2)
 
 
-def _surrounded(earlier: Tensor | None, slab: Tensor, rows: int, columns: int, *, zeros: bool = False) -> Tensor:
+def without_rim(x: Tensor, cache: Cache | None, reach: int) -> Tensor:
+    """``x`` without the rim that convolutions of ``reach`` positions lose where a tile ends inside the picture."""
+    top, bottom, left, right = (reach * side for side in sides_inside(cache))
+    return x[..., top : x.shape[3] - bottom, left : x.shape[4] - right]
+
+
+def _margins(inside: Sides, rows: int, columns: int) -> Sides:
+    """Positions to add at each side."""
+    top, bottom, left, right = (1 - side for side in inside)
+    return rows * top, rows * bottom, columns * left, columns * right
+
+
+def _surrounded(earlier: Tensor | None, slab: Tensor, margins: Sides, *, zeros: bool) -> Tensor:
     """``slab`` behind ``earlier`` with a border of zeros, or of the nearest position; one copy, channels last."""
     _, channels, frames, height, width = slab.shape
     before = 0 if earlier is None else earlier.shape[2]
-    x = channels_last(slab, channels, before + frames, height + 2 * rows, width + 2 * columns)
-    inner = x[..., rows : rows + height, columns : columns + width]
+    top, bottom, left, right = margins
+    x = channels_last(slab, channels, before + frames, top + height + bottom, left + width + right)
+    inner = x[..., top : top + height, left : left + width]
     if earlier is not None:
         inner[:, :, :before] = earlier
     inner[:, :, before:] = slab
-    if rows:
-        x[..., :rows, :] = 0 if zeros else x[..., rows : rows + 1, :]
-        x[..., rows + height :, :] = 0 if zeros else x[..., rows + height - 1 : rows + height, :]
-    if columns:
-        x[..., :columns] = 0 if zeros else x[..., columns : columns + 1]
-        x[..., columns + width :] = 0 if zeros else x[..., columns + width - 1 : columns + width]
+    # Rows first, then whole columns, so that corners are filled.
+    columns = slice(left, left + width)
+    x[..., :top, columns] = 0 if zeros else x[..., top : top + 1, columns]
+    x[..., top + height :, columns] = 0 if zeros else x[..., top + height - 1 : top + height, columns]
+    x[..., :left] = 0 if zeros else x[..., left : left + 1]
+    x[..., left + width :] = 0 if zeros else x[..., left + width - 1 : left + width]
     return x

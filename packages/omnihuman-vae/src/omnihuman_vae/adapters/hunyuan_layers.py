@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from omnihuman_vae.adapters.causal import Prepare, causal_conv, slabs, upsample_conv
+from omnihuman_vae.adapters.causal import Prepare, causal_conv, slabs, upsample_conv, without_rim
+from omnihuman_vae.adapters.tiles import TileCache
 from omnihuman_vae.layers import Cache
 
 NORM_EPS = 1e-6
@@ -37,6 +38,8 @@ class ClipNorm(nn.GroupNorm):
         Returns:
             What maps ``(B, C, T', H, W)`` to its normalised values.
         """
+        if isinstance(cache, TileCache):
+            return self._apply(cache.statistics[self], activation=activation)
         earlier = None if cache is None else cache.get(self)
         for start, stop in slabs(x):
             values = rearrange(x[:, :, start:stop], "b c t h w -> b (t h w) c").float()  # (B, L, C)
@@ -55,7 +58,10 @@ class ClipNorm(nn.GroupNorm):
         assert earlier is not None
         if cache is not None:
             cache[self] = earlier
-        count, mean, squares = earlier
+        return self._apply(earlier, activation=activation)
+
+    def _apply(self, statistics: Tensor, *, activation: bool) -> Prepare:
+        count, mean, squares = statistics
         scale = (squares / count + self.eps).rsqrt()
         repeats = self.num_channels // self.num_groups
         weight = self.weight.float() * scale.repeat_interleave(repeats, dim=1)  # (B, C)
@@ -69,6 +75,14 @@ class ClipNorm(nn.GroupNorm):
             return y.to(slab.dtype)
 
         return apply
+
+
+class NormsOnly(Cache):
+    """Keeps the statistics of norms and forgets the frames: pieces of a clip that do not follow each other."""
+
+    def __setitem__(self, key: nn.Module, value: Tensor) -> None:
+        if isinstance(key, ClipNorm):
+            super().__setitem__(key, value)
 
 
 def _merge(a: Tensor | None, b: Tensor) -> Tensor:
@@ -89,9 +103,11 @@ class HunyuanConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride)
 
-    def forward(self, x: Tensor, cache: Cache | None = None, prepare: Prepare | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, prepare: Prepare | None = None, *, in_place: bool = False
+    ) -> Tensor:
         """Convolve the next frames; see :func:`causal_conv`."""
-        return causal_conv(self, self.conv, x, cache, border="replicate", prepare=prepare)
+        return causal_conv(self, self.conv, x, cache, border="replicate", prepare=prepare, in_place=in_place)
 
 
 class HunyuanResidualBlock(nn.Module):
@@ -108,10 +124,11 @@ class HunyuanResidualBlock(nn.Module):
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """``(B, C, T, H, W)`` to ``(B, C_out, T, H, W)``."""
         residual: Tensor = self.conv1(x, cache, self.norm1.measure(x, cache, activation=True))
-        residual = self.conv2(residual, cache, self.norm2.measure(residual, cache, activation=True))
-        shortcut: Tensor = self.conv_shortcut(x)
         # In place where nothing has to be kept for gradients: at full size one activation is gigabytes.
-        return residual + shortcut if torch.is_grad_enabled() else residual.add_(shortcut)
+        in_place = not torch.is_grad_enabled()
+        residual = self.conv2(residual, cache, self.norm2.measure(residual, cache, activation=True), in_place=in_place)
+        shortcut: Tensor = self.conv_shortcut(without_rim(x, cache, 2))
+        return residual.add_(shortcut) if in_place else residual + shortcut
 
 
 class FrameCausalAttention(nn.Module):

@@ -17,8 +17,13 @@ from omnihuman_vae.adapters.hunyuan_layers import (
     HunyuanLevel,
     HunyuanMidBlock,
     HunyuanUpsample,
+    NormsOnly,
 )
+from omnihuman_vae.adapters.tiles import Step
 from omnihuman_vae.layers import Cache
+
+STATISTICS_INTERVAL = 16
+"""Latent frames between the pairs that the norms of tiles take their statistics from."""
 
 
 class HunyuanVideoEncoder(nn.Module):
@@ -70,9 +75,25 @@ class HunyuanVideoDecoder(nn.Module):
 
     def forward(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
         """Pixels of the next latent frames."""
-        x = self.mid_block(self.conv_in(latents, cache), cache)
-        for block in self.up_blocks:
-            x = block(x, cache)
+        x = self.stem(latents, cache)
+        for step in self.steps():
+            x = step.module(x, cache)
+        return x
+
+    def stem(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
+        """What sees the whole picture, at the size of the latents."""
+        x: Tensor = self.mid_block(self.conv_in(latents, cache), cache)
+        return x
+
+    def steps(self) -> list[Step]:
+        """What sees a neighbourhood, from :meth:`stem` to pixels."""
+        steps = []
+        for level in self.up_blocks:
+            steps += [Step(block, reach=2) for block in level.resnets]
+            steps += [Step(upsample, reach=2, doubles=True) for upsample in level.upsamplers]
+        return [*steps, Step(self._head, reach=1)]
+
+    def _head(self, x: Tensor, cache: Cache | None) -> Tensor:
         out: Tensor = self.conv_out(x, cache, self.conv_norm_out.measure(x, cache, activation=True))
         return out
 
@@ -82,7 +103,8 @@ class HunyuanVideoVAE(PublicVideoVAE):
 
     Its group norms see the whole clip, later frames included. So the contract's causality holds for everything but the
     statistics of those norms, and a stream, which has the statistics of the frames so far, is close to the whole but
-    not equal: ``streaming_tolerance`` is None. A clip that comes as one piece is decoded exactly.
+    not equal: ``streaming_tolerance`` is None. A clip that comes as one piece is decoded exactly. Tiles share statistics
+    taken from a part of the frames, so that they fit each other without a seam.
 
     Attributes:
         config: The architecture.
@@ -110,3 +132,15 @@ class HunyuanVideoVAE(PublicVideoVAE):
         """Video ``(B, 3, T, H, W)`` of the next latent frames."""
         pixels: Tensor = self.decoder(self.post_quant_conv(latents), cache)
         return pixels
+
+    def tile_statistics(self, features: Tensor) -> Cache:
+        """Statistics of pairs of latent frames, spread over the clip, which all tiles then use."""
+        cache = NormsOnly()
+        frames = features.shape[2]
+        count = max(frames // STATISTICS_INTERVAL, 1)
+        for i in range(count):
+            start = max(round((i + 0.5) * frames / count) - 1, 0)
+            x = features[:, :, start : start + 2]
+            for step in self.decoder.steps():
+                x = step.module(x, cache)
+        return cache

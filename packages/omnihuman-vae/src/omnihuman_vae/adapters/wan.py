@@ -15,7 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omnihuman_vae.adapters.base import PublicVideoVAE
-from omnihuman_vae.adapters.causal import Prepare, causal_conv, upsample_conv
+from omnihuman_vae.adapters.causal import Prepare, causal_conv, upsample_conv, without_rim
+from omnihuman_vae.adapters.tiles import Step
 from omnihuman_vae.adapters.wan_config import WanVAEConfig, wan_2_1
 from omnihuman_vae.layers import Cache
 
@@ -40,9 +41,11 @@ class WanNorm(nn.Module):
 class WanConv(nn.Conv3d):
     """Convolution over ``(B, C, T, H, W)`` with zeros before the clip and around the picture."""
 
-    def forward(self, x: Tensor, cache: Cache | None = None, prepare: Prepare | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, prepare: Prepare | None = None, *, in_place: bool = False
+    ) -> Tensor:
         """Convolve the next frames; see :func:`causal_conv`."""
-        return causal_conv(self, self, x, cache, border="zeros", prepare=prepare)
+        return causal_conv(self, self, x, cache, border="zeros", prepare=prepare, in_place=in_place)
 
 
 class WanResidualBlock(nn.Module):
@@ -59,9 +62,11 @@ class WanResidualBlock(nn.Module):
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """``(B, C, T, H, W)`` to ``(B, C_out, T, H, W)``."""
         residual: Tensor = self.conv1(x, cache, lambda slab: F.silu(self.norm1(slab)))
-        residual = self.conv2(residual, cache, lambda slab: F.silu(self.norm2(slab)))
-        shortcut: Tensor = self.conv_shortcut(x)
-        return residual + shortcut if torch.is_grad_enabled() else residual.add_(shortcut)
+        # In place where nothing has to be kept for gradients: at full size one activation is gigabytes.
+        in_place = not torch.is_grad_enabled()
+        residual = self.conv2(residual, cache, lambda slab: F.silu(self.norm2(slab)), in_place=in_place)
+        shortcut: Tensor = self.conv_shortcut(without_rim(x, cache, 2))
+        return residual.add_(shortcut) if in_place else residual + shortcut
 
 
 class WanAttention(nn.Module):
@@ -139,7 +144,7 @@ class WanUpsample(nn.Module):
             x = self._double_time(self.time_conv, x, cache)
         conv = self.resample[1]
         assert isinstance(conv, nn.Conv2d)
-        return upsample_conv(self, conv.weight[:, :, None], conv.bias, x, None, border="zeros", temporal=False)
+        return upsample_conv(self, conv.weight[:, :, None], conv.bias, x, cache, border="zeros", temporal=False)
 
     @staticmethod
     def _double_time(conv: nn.Module, x: Tensor, cache: Cache | None) -> Tensor:
@@ -156,19 +161,13 @@ class WanUpsample(nn.Module):
 
 
 class WanUpBlock(nn.Module):
-    """A level of the decoder."""
+    """A level of the decoder, which :meth:`WanDecoder.steps` runs."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, upsample: WanUpsample | None) -> None:
         super().__init__()
         widths = [in_channels, *(out_channels for _ in range(blocks))]
         self.resnets = nn.ModuleList(WanResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.upsamplers = nn.ModuleList([] if upsample is None else [upsample])
-
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """Blocks, then the step to the next level."""
-        for module in (*self.resnets, *self.upsamplers):
-            x = module(x, cache)
-        return x
 
 
 class WanEncoder(nn.Module):
@@ -220,9 +219,25 @@ class WanDecoder(nn.Module):
 
     def forward(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
         """Pixels of the next latent frames."""
-        x = self.mid_block(self.conv_in(latents, cache), cache)
-        for block in self.up_blocks:
-            x = block(x, cache)
+        x = self.stem(latents, cache)
+        for step in self.steps():
+            x = step.module(x, cache)
+        return x
+
+    def stem(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
+        """What sees the whole picture, at the size of the latents."""
+        x: Tensor = self.mid_block(self.conv_in(latents, cache), cache)
+        return x
+
+    def steps(self) -> list[Step]:
+        """What sees a neighbourhood, from :meth:`stem` to pixels."""
+        steps = []
+        for level in self.up_blocks:
+            steps += [Step(block, reach=2) for block in level.resnets]
+            steps += [Step(upsample, reach=2, doubles=True) for upsample in level.upsamplers]
+        return [*steps, Step(self._head, reach=1)]
+
+    def _head(self, x: Tensor, cache: Cache | None) -> Tensor:
         out: Tensor = self.conv_out(x, cache, lambda slab: F.silu(self.norm_out(slab)))
         return out
 
