@@ -58,13 +58,17 @@ def run_rms_norm_silu():
 
 
 def run_attention(head_dim=128, *, masked=False, packed=False):
+    """Forward and, if neither masked nor packed, both ways to go backward."""
     q, k, v = (meta(1, LENGTH, HEADS, head_dim) for _ in range(3))
     mask = meta(1, LENGTH, dtype=torch.bool) if masked else None
     starts = meta(5, dtype=torch.int32) if packed else None
     sizes = (mask, starts, starts, LENGTH, LENGTH)
     joint_attention._forward._init_fn(q, k, v, *sizes)
     if not masked and not packed:
-        joint_attention._backward._init_fn(q, q, float32(1, HEADS, LENGTH), q, k, v, *sizes)
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            joint_attention._backward._init_fn(q, q, float32(1, HEADS, LENGTH), q, k, v, *sizes)
+        torch.use_deterministic_algorithms(False)
 
 
 def compiled(monkeypatch, arch, module, call, *others):
@@ -102,6 +106,14 @@ def test_memory_bound_kernels_move_16_bytes_at_a_time(monkeypatch, name, arch):
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_attention_on_hopper(monkeypatch, head_dim):
     kernels = dict(compiled(monkeypatch, 90, joint_attention, lambda: run_attention(head_dim)))
+    prepare = kernels.pop("prepare_kernel")
+    assert_fits("prepare_kernel", prepare, 90, 128)
+    assert prepare.count(r"LDG\.E\S*\.128")
+    assert prepare.count(r"STG\.E\S*\.128")
+    assert set(kernels) == {"forward_kernel", "backward_kernel", "backward_q_kernel", "backward_kv_kernel"}
+    # Sums through a descriptor, not a number at a time.
+    assert kernels["backward_kernel"].count("UTMAREDG")
+    assert not kernels["backward_kernel"].count(r"\bRED\.")
     for name, kernel in kernels.items():
         assert_fits(name, kernel, 90)
         assert kernel.count("HGMMA"), name

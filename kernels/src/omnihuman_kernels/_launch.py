@@ -142,6 +142,19 @@ def attention_tile(kind: str, head_dim: int, x: Tensor, *, describe: bool) -> Ti
     return ATTENTION_TILES[kind][row if describe else "plain"][max(head_dim, 32)]
 
 
+def one_pass(x: Tensor, *, describe: bool) -> bool:
+    """Whether attention's backward adds up dq in memory, in no fixed order, and so needs one pass only.
+
+    Args:
+        x: Query, for its device and type.
+        describe: Descriptors can address the operands.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return False
+    row = architecture(x)
+    return row == "interpreter" or (describe and x.dtype != torch.float32 and row in ATTENTION_TILES["backward"])
+
+
 # Full-precision products run on the plain cores; small tiles keep them within the registers.
 FLOAT32_TILE = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1)
 
@@ -177,6 +190,8 @@ ATTENTION_TILES: dict[str, dict[str, dict[int, Tile]]] = {
         "blackwell": {128: _tma(128, 64, 8, 3), **_same(_tma(128, 64, 8, 3))},
         "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
     },
+    # In one pass: only where sums go through descriptors.
+    "backward": {"hopper": {128: _tma(64, 128, 8, 2), **_same(_tma(64, 128, 8, 2))}},
     "backward_q": {
         "hopper": {128: _tma(128, 64, 8, 2), **_same(_tma(128, 64, 8, 3))},
         "blackwell": {128: _tma(128, 64, 8, 2), **_same(_tma(128, 64, 8, 3))},

@@ -3,12 +3,14 @@ r"""Non-causal flash attention over a packed sequence: dense, with a key mask, o
 .. math::
     o_i = \sum_j \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt K}\right) v_j
 
-Forward keeps the logarithm (base 2) of each row's sum; backward computes the weights again from it, once for dq and
-once for dk and dv. Nothing is added atomically, so gradients have the same bits on every run.
+Forward keeps the logarithm (base 2) of each row's sum; backward computes the weights again from it. On Hopper one pass
+over the keys makes all gradients with five products; it adds to dq in memory, in float32 and in no fixed order. Under
+``torch.use_deterministic_algorithms`` and on other GPUs two passes, one for dq and one for dk and dv, form the weights
+twice, with seven products, and give the same bits on every run.
 
-``4 N L M K`` flops forward, ``14 N L M K`` backward as computed here (``10 N L M K`` is what the literature counts):
-bound by the matrix units from a few hundred tokens. A query of width ``h`` moves ``8 h`` bytes forward in 2-byte
-numbers.
+``4 N L M K`` flops forward, ``10 N L M K`` backward in one pass, ``14 N L M K`` in two: bound by the matrix units from
+a few hundred tokens. A query of width ``h`` moves ``8 h`` bytes forward in 2-byte numbers. The pass over the keys adds
+``4 L M N K / 128`` bytes to dq, in the second-level cache.
 
 On Hopper loads go through tensor-memory descriptors built on the device, and a producer group of warps runs ahead of
 the consumers; a document's end is the descriptor's end, so tails read zeros. A peeled tail tile would silently switch
@@ -34,12 +36,16 @@ from omnihuman_kernels._launch import (
     describable,
     interpreting,
     launch,
+    one_pass,
     require_device,
     unit_stride,
 )
 
 HEAD_DIMS = (16, 32, 64, 128)
 LOG2_E = 1.4426950408889634
+
+# Queries of a program that prepares the backward pass.
+PREPARED_ROWS = 32
 
 
 @triton.jit
@@ -275,6 +281,94 @@ def backward_kv_kernel(
     _store(dv_start, dv, first, len_k, dk_stride_l, BLOCK_N, HEAD_DIM)
 
 
+@triton.jit
+def prepare_kernel(
+    do_ptr, out_ptr, delta_ptr, dq_ptr,
+    do_stride_b, do_stride_l, do_stride_n, o_stride_b, o_stride_l, lse_stride_b, lse_stride_n, length, num_heads,
+    HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Row sums of do * out, and zeros where the pass over the keys adds up dq."""
+    first = tl.program_id(0) * ROWS
+    batch = (tl.program_id(1) // num_heads).to(tl.int64)
+    head = (tl.program_id(1) % num_heads).to(tl.int64)
+    rows = first + tl.arange(0, ROWS)
+    wide = rows.to(tl.int64)[:, None]
+    dims = tl.arange(0, HEAD_DIM)[None, :]
+    inside = (rows < length)[:, None]
+    out_at = batch * o_stride_b + wide * o_stride_l + head * HEAD_DIM + dims
+    do_at = batch * do_stride_b + wide * do_stride_l + head * do_stride_n + dims
+    do = tl.load(do_ptr + do_at, mask=inside, other=0.0).to(tl.float32)
+    out = tl.load(out_ptr + out_at, mask=inside, other=0.0).to(tl.float32)
+    delta_at = batch * lse_stride_b + head * lse_stride_n + rows
+    tl.store(delta_ptr + delta_at, tl.sum(do * out, axis=1), mask=rows < length)
+    tl.store(dq_ptr + out_at, tl.zeros((ROWS, HEAD_DIM), tl.float32), mask=inside)
+
+
+@triton.jit
+def backward_kernel(
+    do_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, lse_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr,
+    do_stride_b, do_stride_l, do_stride_n, q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n,
+    v_stride_b, v_stride_l, v_stride_n, dq_stride_b, dq_stride_l, dk_stride_b, dk_stride_l,
+    lse_stride_b, lse_stride_n, mask_stride_b, len_q, len_k, num_heads, scale, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
+    TMA: tl.constexpr, REDUCE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of keys and of its values, and what the tile adds to the gradient of every query."""
+    first = tl.program_id(0) * BLOCK_N
+    batch = tl.program_id(1) // num_heads
+    head = tl.program_id(1) % num_heads
+    q_from, len_q = _document(cu_q_ptr, batch, len_q, VARLEN)
+    k_from, len_k = _document(cu_k_ptr, batch, len_k, VARLEN)
+    do_start = _pointer(do_ptr, batch, head, q_from, do_stride_b, do_stride_l, do_stride_n, VARLEN)
+    q_start = _pointer(q_ptr, batch, head, q_from, q_stride_b, q_stride_l, q_stride_n, VARLEN)
+    k_start = _pointer(k_ptr, batch, head, k_from, k_stride_b, k_stride_l, k_stride_n, VARLEN)
+    v_start = _pointer(v_ptr, batch, head, k_from, v_stride_b, v_stride_l, v_stride_n, VARLEN)
+    dq_start = _pointer(dq_ptr, batch, head, q_from, dq_stride_b, dq_stride_l, HEAD_DIM, VARLEN)
+    dk_start = _pointer(dk_ptr, batch, head, k_from, dk_stride_b, dk_stride_l, HEAD_DIM, VARLEN)
+    dv_start = _pointer(dv_ptr, batch, head, k_from, dk_stride_b, dk_stride_l, HEAD_DIM, VARLEN)
+    lse_start = _pointer(lse_ptr, batch, head, q_from, lse_stride_b, 1, lse_stride_n, VARLEN)
+    delta_start = _pointer(delta_ptr, batch, head, q_from, lse_stride_b, 1, lse_stride_n, VARLEN)
+    q_desc = _describe(q_start, len_q, q_stride_l, BLOCK_M, HEAD_DIM, TMA)
+    do_desc = _describe(do_start, len_q, do_stride_l, BLOCK_M, HEAD_DIM, TMA)
+    k_desc = _describe(k_start, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA)
+    v_desc = _describe(v_start, len_k, v_stride_l, BLOCK_N, HEAD_DIM, TMA)
+    # Adding through a descriptor leaves the sums to the memory system, a row of a tile at a time.
+    dq_desc = _describe(dq_start, len_q, dq_stride_l, BLOCK_M, HEAD_DIM, REDUCE)
+    k = _load(k_desc, k_start, first, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
+    v = _load(v_desc, v_start, first, len_k, v_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
+    # Keys past the end are zeros: they add nothing to dq, and rows of their own in dk and dv are not stored.
+    if MASKED:
+        keys = first + tl.arange(0, BLOCK_N)
+        counts = tl.load(mask_ptr + batch * mask_stride_b + keys, mask=keys < len_k, other=0) != 0
+
+    dk = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
+    dv = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
+    end = tl.where(first < len_k, len_q, 0)
+    for start in tl.range(0, end, BLOCK_M, warp_specialize=WARP_SPECIALIZE):
+        q = _load(q_desc, q_start, start, len_q, q_stride_l, BLOCK_M, HEAD_DIM, TMA, UPCAST)
+        do = _load(do_desc, do_start, start, len_q, do_stride_l, BLOCK_M, HEAD_DIM, TMA, UPCAST)
+        rows = start + tl.arange(0, BLOCK_M)
+        lse = tl.load(lse_start + rows, mask=rows < len_q, other=0.0)
+        delta = tl.load(delta_start + rows, mask=rows < len_q, other=0.0)
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
+        weights = tl.exp2(scores - lse[None, :])
+        if MASKED:
+            weights = tl.where(counts[:, None], weights, 0.0)
+        dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
+        dweights = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        dscores = (weights * (dweights - delta[None, :])).to(q.dtype)
+        dk = tl.dot(dscores, q, dk, input_precision=PRECISION)
+        dq = tl.dot(tl.trans(dscores), k, input_precision=PRECISION) * scale
+        if REDUCE:
+            dq_desc.atomic_add([start, 0], dq)
+        else:
+            at = dq_start + rows.to(tl.int64)[:, None] * dq_stride_l + tl.arange(0, HEAD_DIM)[None, :]
+            tl.atomic_add(at, dq, mask=(rows < len_q)[:, None], sem="relaxed")
+    _store(dk_start, dk * scale, first, len_k, dk_stride_l, BLOCK_N, HEAD_DIM)
+    _store(dv_start, dv, first, len_k, dk_stride_l, BLOCK_N, HEAD_DIM)
+
+
 def _options(tile: Tile, q: Tensor, mask: Tensor | None, cu_q: Tensor | None) -> dict[str, Any]:
     return {
         "HEAD_DIM": q.shape[3],
@@ -355,6 +449,22 @@ def _backward(
     statistics = (*lse.stride()[:2], 0 if mask is None else mask.stride(0))
     sizes = (max_q, max_k, q.shape[2], scale, scale * LOG2_E)
     describe = describable(do, q, k, v)
+    if one_pass(q, describe=describe):
+        sums = torch.empty_like(dq, dtype=torch.float32)
+        launch(
+            prepare_kernel, (triton.cdiv(q.shape[1], PREPARED_ROWS), q.shape[0] * q.shape[2]), q,
+            do, out, delta, sums, *do.stride()[:3], *out.stride()[:2], *lse.stride()[:2], q.shape[1], q.shape[2],
+            HEAD_DIM=head_dim, ROWS=PREPARED_ROWS, num_warps=4,
+        )  # fmt: skip
+        tile = attention_tile("backward", head_dim, q, describe=describe)
+        launch(
+            backward_kernel, (triton.cdiv(max_k, tile.block_n), programs), q,
+            do, q, k, v, mask, cu_q, cu_k, lse, delta, sums, dk, dv, *strides, *sums.stride()[:2], *dk.stride()[:2],
+            *statistics, *sizes,
+            # The interpreter knows no sums through descriptors.
+            REDUCE=tile.tma and not interpreting(), **_options(tile, q, mask, cu_q),
+        )  # fmt: skip
+        return sums.to(q.dtype, copy=True), dk, dv
     # dq goes first: it writes the row sums of do * out, which dk and dv need.
     tile = attention_tile("backward_q", head_dim, q, describe=describe)
     launch(
@@ -401,7 +511,7 @@ def _forward_flops(q_shape, k_shape, *_args, **_kwargs) -> int:
 
 @register_flop_formula(torch.ops.omnihuman.joint_attention_backward)
 def _backward_flops(_do_shape, _out_shape, _lse_shape, q_shape, k_shape, *_args, **_kwargs) -> int:
-    # As the literature counts: five products, though this one forms the scores twice.
+    # As the literature counts: five products. In two passes the scores are formed twice.
     return _forward_flops(q_shape, k_shape) * 5 // 2
 
 

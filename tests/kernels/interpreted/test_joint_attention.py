@@ -23,15 +23,23 @@ def path(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture(params=["one pass", "two passes"])
+def passes(request, monkeypatch):
+    """Both ways to go backward."""
+    if request.param == "two passes":
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    return request.param
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 1, 16), (1, 37, 70, 1, 64), (1, 33, 5, 1, 128), (0, 3, 3, 1, 16), (1, 0, 3, 1, 16)]
 )
-def test_agrees_with_the_formula(shape, dtype):
+def test_agrees_with_the_formula(shape, dtype, passes):
     assert_agrees(joint_attention, references.attention, make(*shape), dtype)
 
 
-def test_both_ways_to_load(path):
+def test_both_ways_to_load(path, passes):
     assert_agrees(joint_attention, references.attention, make(2, 35, 41, 2, 32), torch.float16)
 
 
@@ -43,7 +51,7 @@ def test_packed_projections():
 
 
 @pytest.mark.parametrize("first", [0, 33])
-def test_mask(first):
+def test_mask(first, passes):
     """Keys that count start in the first tile or, so that a whole tile is without any, in the second."""
     inputs = make(2, 5, 50, 1, 16)
     mask = torch.rand(2, 50) < 0.5
@@ -57,7 +65,7 @@ def test_mask(first):
     )
 
 
-def test_a_sample_without_keys_gives_zeros():
+def test_a_sample_without_keys_gives_zeros(passes):
     q, k, v = (x.float().requires_grad_() for x in make(2, 4, 6, 1, 16))
     mask = torch.tensor([[True] * 6, [False] * 6])
     out = joint_attention(q, k, v, mask=mask)
@@ -67,7 +75,8 @@ def test_a_sample_without_keys_gives_zeros():
     assert (joint_attention(q, k[:, :0], v[:, :0]) == 0).all()
 
 
-def test_documents_do_not_see_each_other(path):
+def test_documents_do_not_see_each_other(path, passes):
+    torch.manual_seed(0)
     lengths, others = (5, 0, 34), (3, 2, 40)
     q = torch.randn(sum(lengths), 2, 16, dtype=torch.float64)
     k, v = torch.randn(2, sum(others), 2, 16, dtype=torch.float64)
@@ -98,7 +107,9 @@ def test_large_scores_stay_finite():
     )
 
 
-def test_every_output_is_written():
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_every_output_is_written(one_pass, monkeypatch):
+    monkeypatch.setattr("omnihuman_kernels.joint_attention.one_pass", lambda x, describe: one_pass)
     torch.use_deterministic_algorithms(True)
     try:
         q, k, v = (x.float() for x in make(1, 35, 37, 1, 16))
@@ -107,6 +118,24 @@ def test_every_output_is_written():
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(x.isfinite().all() for x in (out, lse, *grads))
+
+
+@pytest.mark.parametrize(
+    ("row", "dtype", "describe", "expected"),
+    [
+        ("hopper", torch.bfloat16, True, True),
+        ("hopper", torch.bfloat16, False, False),
+        ("hopper", torch.float32, True, False),
+        ("blackwell", torch.bfloat16, True, False),
+        ("plain", torch.float16, True, False),
+    ],
+)
+def test_one_pass_needs_sums_through_descriptors(monkeypatch, row, dtype, describe, expected):
+    monkeypatch.setattr(_launch, "architecture", lambda x: row)
+    x = torch.empty(1, dtype=dtype)
+    assert _launch.one_pass(x, describe=describe) is expected
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not _launch.one_pass(x, describe=describe)
 
 
 def test_opcheck_and_compile():
