@@ -101,8 +101,8 @@ def test_memory_grows_with_samples_and_falls_with_ranks() -> None:
 
 
 def test_a_block_of_one_pass_ops_keeps_about_twenty_hidden_states() -> None:
-    """Counted by hand for a single block: input, normed, 3 of qkv, q and k turned, attention, its join with the MLP (5),
-    the MLP before its activation (4), the output: 18, and its statistics."""
+    """Counted by hand for a single block: input, normed, qkv (3), q and k turned (2), attention, its join with MLP (5),
+    the MLP before its activation (4), the output, and statistics."""
     config = replace(presets.hunyuan_video(), num_double_blocks=1, num_single_blocks=1, hidden_size=256, num_heads=2)
     tokens = SampleTokens(frame=256, references=0, motion_frames=0, video_frames=2, text=16, audio_per_frame=0)
     from omnihuman_train.memory import fused_ops

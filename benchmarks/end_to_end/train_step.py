@@ -1,0 +1,209 @@
+"""Training step over its own forward, and against diffusers' HunyuanVideo in the same trainer: paired, CPU seconds.
+
+    OMP_NUM_THREADS=1 python benchmarks/end_to_end/train_step.py [--width 512] [--repeats 5] [--save]
+
+One double- and two single-stream blocks with HunyuanVideo's head width stand for the whole stack; weights are random
+and the same in both models. A step is forward, loss, backward, clipping, AdamW and the moving average, in fp32. Times
+are user CPU seconds of this process, measured in turns; ratios are medians of pairs. Beside each ratio stands what it
+would be if every operation took equally long. Nothing is timed before losses and gradients of all agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import resource
+import statistics
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from dit_forward import LATENTS, TEXT_DIM, TEXT_TOKENS, models
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from omnihuman_core.contracts import Conditioning, TextCondition
+from omnihuman_core.mmdit import MMDiT
+from omnihuman_train.config import OptimizerConfig
+from omnihuman_train.distributed.activation_checkpoint import checkpoint_blocks
+from omnihuman_train.ema import Ema
+from omnihuman_train.flops import forward_flops, sample_tokens, step_over_forward
+from omnihuman_train.optim import OptimizerGroup
+
+RESULTS = Path(__file__).parents[1] / "results"
+TOLERANCE = 1e-4
+# Step over own forward, at most; our step against diffusers', at least.
+GOALS = {"none": 3.9, "selective": 4.2, "full": 5.0}
+FASTER = 1.1
+
+
+def main() -> int:
+    """Measure and print the ratios beside their goals."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    arguments = parser.parse_args()
+    rows = measure(arguments.width, arguments.repeats)
+    table = Table(title=f"Training step, width {arguments.width}, user CPU seconds, median")
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+    if arguments.save:
+        facts = {
+            "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "command": "python benchmarks/end_to_end/train_step.py " + " ".join(sys.argv[1:]),
+        }
+        path = RESULTS / f"train_step_cpu_{datetime.now(UTC):%Y%m}.jsonl"
+        path.write_text("".join(json.dumps({**facts, **row}) + "\n" for row in rows))
+    return 0
+
+
+class Trainer:
+    """One model with its optimiser and average; ``forward`` predicts the velocity."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module], Tensor], target: Tensor) -> None:
+        self.model, self._forward, self._target = model.train(), forward, target
+        self.optimizer, self.ema = OptimizerGroup(model, OptimizerConfig(lr=1e-5)), Ema(model, 0.999)
+        self.steps = 0
+
+    def forward(self) -> None:
+        """A forward alone."""
+        with torch.no_grad():
+            self._forward(self.model)
+
+    def loss(self) -> Tensor:
+        """Mean squared error of the velocity."""
+        return (self._forward(self.model) - self._target).square().mean()
+
+    def step(self) -> None:
+        """A whole step."""
+        self.loss().backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step(1.0)
+        self.ema.update(self.model, self.steps)
+        self.steps += 1
+
+
+def measure(width: int, repeats: int) -> list[dict[str, Any]]:
+    """All ratios at one width."""
+    trainers = build(width)
+    check(trainers)
+    jobs: dict[str, Callable[[], None]] = {"forward": trainers["none"].forward}
+    jobs |= {f"step, {name}": trainer.step for name, trainer in trainers.items()}
+    for job in jobs.values():
+        job()
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            seconds[name].append(user_seconds(job))
+    config = trainers["none"].model.config
+    flops = forward_flops(
+        config,
+        sample_tokens(
+            config,
+            latent_frames=LATENTS[2],
+            height=LATENTS[3],
+            width=LATENTS[4],
+            motion_latents=0,
+            text=TEXT_TOKENS,
+            audio_per_frame=0,
+            reference=False,
+        ),
+    )
+    rows = []
+    for mode, goal in GOALS.items():
+        ratio = paired(seconds[f"step, {mode}"], seconds["forward"])
+        rows.append(
+            {
+                "measure": f"step / own forward, checkpointing {mode}",
+                "ratio": ratio,
+                "goal": f"<= {goal}",
+                "met": ratio <= goal,
+                "by operations": round(step_over_forward(flops, mode), 3),
+                "seconds": statistics.median(seconds[f"step, {mode}"]),
+                "baseline seconds": statistics.median(seconds["forward"]),
+            }
+        )
+    ratio = paired(seconds["step, diffusers"], seconds["step, none"])
+    rows.append(
+        {
+            "measure": "diffusers' step / ours",
+            "ratio": ratio,
+            "goal": f">= {FASTER}",
+            "met": ratio >= FASTER,
+            "by operations": 1.0,
+            "seconds": statistics.median(seconds["step, none"]),
+            "baseline seconds": statistics.median(seconds["step, diffusers"]),
+        }
+    )
+    return [{"width": width, **row} for row in rows]
+
+
+def build(width: int) -> dict[str, Trainer]:
+    """Our model under each kind of checkpointing, and the public one, all with the same weights and batch."""
+    public, ours = models(width)
+    generator = torch.Generator().manual_seed(0)
+    latents, target = (torch.randn(LATENTS, generator=generator) for _ in range(2))
+    sigma = torch.tensor([0.5])
+    text = TextCondition(
+        tokens=torch.randn(1, TEXT_TOKENS, TEXT_DIM, generator=generator),
+        mask=torch.ones(1, TEXT_TOKENS, dtype=torch.bool),
+        pooled=torch.randn(1, 768, generator=generator),
+    )
+
+    def theirs(model: nn.Module) -> Tensor:
+        mask, scale = text.mask.to(latents.dtype), torch.full_like(sigma, 6000.0)
+        result: Tensor = model(latents, 1000 * sigma, text.tokens, mask, text.pooled, guidance=scale).sample
+        return result
+
+    def own(model: nn.Module) -> Tensor:
+        result: Tensor = model(latents, sigma, Conditioning(text=text))
+        return result
+
+    trainers = {}
+    for mode in ("none", "selective", "full"):
+        model: MMDiT = copy.deepcopy(ours)
+        checkpoint_blocks(model, mode)
+        trainers[mode] = Trainer(model, own, target)
+    return {**trainers, "diffusers": Trainer(public, theirs, target)}
+
+
+def check(trainers: dict[str, Trainer]) -> None:
+    """End the run where losses or gradient norms differ."""
+    numbers = {}
+    for name, trainer in trainers.items():
+        loss = trainer.loss()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(trainer.model.parameters(), float("inf"))
+        trainer.model.zero_grad(set_to_none=True)
+        numbers[name] = (loss.item(), norm.item())
+    first = numbers["none"]
+    for name, found in numbers.items():
+        if max(abs(a - b) / abs(b) for a, b in zip(found, first, strict=True)) > TOLERANCE:
+            raise SystemExit(f"{name}: loss and gradient norm are {found}, not {first}; nothing is timed")
+
+
+def user_seconds(job: Callable[[], None]) -> float:
+    """User CPU seconds of one call."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    job()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
+
+
+def paired(numerators: list[float], denominators: list[float]) -> float:
+    """Median of the ratios of measurements that were taken one after the other."""
+    return round(statistics.median(a / b for a, b in zip(numerators, denominators, strict=True)), 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Validation videos: the samples and noise are fixed, training does not notice, and a known flow is sampled exactly."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnihuman_core.contracts import LossOutput
+from omnihuman_train.distributed.mesh import World
+from omnihuman_train.model import OmniModel
+from omnihuman_train.watch_validation import ValidationVideos, chosen_rows
+from omnihuman_train.watching import StepTiming
+
+from .models import SEGMENT, Recorder, flow_batches, toy_model
+
+TIMING = StepTiming(data_seconds=0.0, step_seconds=1.0, samples=8)
+LOSS = LossOutput(loss=torch.tensor(1.0))
+
+
+def decoder(seen: list[Tensor]) -> Any:
+    def decode(latents: Tensor) -> Tensor:
+        seen.append(latents)
+        level = latents.mean(dim=(0, 1, 3, 4)).clamp(-1, 1)  # (t,)
+        return level.view(1, 1, -1, 1, 1).expand(1, 3, -1, 16, 16)
+
+    return decode
+
+
+def videos(folder: Path, latents: Path, model: OmniModel, seen: list[Tensor], **changes: Any) -> ValidationVideos:
+    batches = flow_batches(latents)
+    settings: dict[str, Any] = {
+        "model": model,
+        "batch": lambda: batches(7),
+        "decode": decoder(seen),
+        "every": 5,
+        "seeds": (3, 4, 3),
+        "steps": 4,
+        "sigma_shift": 3.0,
+        "fps": 25.0,
+        "world": World(device=torch.device("cpu")),
+        "precision": "fp32",
+    }
+    return ValidationVideos(folder, **{**settings, **changes})
+
+
+def test_a_flow_towards_one_point_is_followed_to_it(tmp_path: Path, latents: Path) -> None:
+    # The exact velocity of a data set of one sample: every Euler step lies on the line to it.
+    backbone = Recorder(lambda x, sigma: (x - 0.25) / sigma.view(-1, 1, 1, 1, 1))
+    seen: list[Tensor] = []
+    watcher = videos(tmp_path, latents, toy_model(backbone), seen)
+    for step in range(12):
+        watcher.step(step, LOSS, TIMING)
+    watcher.close()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"step_{done:08d}_seed_{seed}.mp4" for done in (5, 10) for seed in (3, 4)]
+    assert all(torch.allclose(x, torch.full_like(x, 0.25), atol=1e-5) for x in seen)
+    assert seen[0].shape[2] == SEGMENT.latent_frames
+    assert backbone.conditioning.motion is None
+
+
+def test_an_mp4_has_the_frames_that_were_decoded(tmp_path: Path, latents: Path) -> None:
+    av = pytest.importorskip("av")
+    backbone = Recorder(lambda x, sigma: (x - 0.5) / sigma.view(-1, 1, 1, 1, 1))
+    videos(tmp_path, latents, toy_model(backbone), [], seeds=(0,)).write(5)
+    data = (tmp_path / "step_00000005_seed_0.mp4").read_bytes()
+    with av.open(io.BytesIO(data)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == SEGMENT.latent_frames
+    # (0.5 + 1) * 127.5, as H.264 keeps it.
+    assert abs(float(frames[0].mean()) - 191) < 3
+
+
+def test_the_same_noise_every_time_and_training_does_not_notice(tmp_path: Path, latents: Path) -> None:
+    model, seen = toy_model().train(), []
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    watcher = videos(tmp_path, latents, model, seen)
+    watcher.write(5)
+    watcher.write(10)
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
+    # Another sample under the same seed.
+    assert not torch.equal(seen[0], seen[2])
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_samples_have_every_condition_that_they_are_fit_for(latents: Path) -> None:
+    batches = flow_batches(latents)
+    batch = next(batch for batch in map(batches, range(20, 60)) if batch["pose_maps"] is not None)
+    rows = chosen_rows(batch, 10, torch.device("cpu"))
+    order = [i % 8 for i in range(10)]
+    assert torch.equal(rows["keep"]["audio"], batch["has_audio"][order])
+    assert bool(rows["keep"]["text"].all())
+    assert bool(rows["keep"]["reference"].all())
+    kept = batch["keep"]["pose"].nonzero()[:, 0].tolist()
+    assert rows["keep"]["pose"].tolist() == [i in kept for i in order]
+    wanted = [batch["pose_maps"][kept.index(i)] for i in order if i in kept]
+    assert torch.equal(rows["pose_maps"], torch.stack(wanted))
+    assert (rows["start"], rows["stop"], rows["motion_latents"]) == (0, SEGMENT.latent_frames, 0)
