@@ -231,7 +231,7 @@ def _assemble(out: Path, kind: str, recipe: Mapping[str, Any], count: int) -> Bu
         return report
     if not records:
         # The next try may have other options.
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(out / PARTS, ignore_errors=True)
         reason = next(iter(broken.items()), ("", "there are no clips"))
         raise ValueError(f"{out}: no sample could be made; the first: {': '.join(filter(None, reason))}")
     write_manifest(out / MANIFEST, records)

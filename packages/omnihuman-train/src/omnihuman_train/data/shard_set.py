@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from io import FileIO
 from pathlib import Path
 
 from omnihuman_train.data.manifest import MANIFEST, read_manifest
@@ -89,7 +89,7 @@ class ShardSet:
             raise BrokenSampleError(f"{key}.{member}: {span.size} bytes, the other samples of its bucket differ")
         header = bytearray(BLOCK)
         try:
-            count = os.preadv(self._file(shard.name).fileno(), [header, *buffers], span.offset - BLOCK)
+            count = os.preadv(self._file(shard.name).descriptor, [header, *buffers], span.offset - BLOCK)
         except OSError as error:
             raise BrokenShardError(f"{self.folder / shard.name}: cannot be read ({error.strerror})") from error
         name = f"{key}.{member}\0".encode()
@@ -112,19 +112,27 @@ class ShardSet:
             raise BrokenSampleError(f"{key}: has no {member}, only {', '.join(members)}")
         return members[member]
 
-    def _file(self, name: str) -> FileIO:
+    def _file(self, name: str) -> _File:
         # Each thread has its own, so that none is closed while another one reads.
-        files: OrderedDict[str, FileIO] | None = getattr(self._files, "open", None)
+        files: OrderedDict[str, _File] | None = getattr(self._files, "open", None)
         if files is None:
             files = self._files.open = OrderedDict()
         if name in files:
             files.move_to_end(name)
             return files[name]
-        file = FileIO(str(self.folder / name))
-        files[name] = file
+        file = files[name] = _File(self.folder / name)
         if len(files) > _OPEN_FILES:
-            files.popitem(last=False)[1].close()
+            files.popitem(last=False)
         return file
+
+
+class _File:
+    """An open file that closes when nobody holds it, as those of a thread do when the thread ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        # Not __del__: at the end of the process the module may be gone before the file.
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def _check_size(path: Path, size: int) -> None:

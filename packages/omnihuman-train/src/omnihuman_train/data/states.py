@@ -148,12 +148,12 @@ class Encoder:
                 **regions(known, self.latent_spec, *record.bucket),
             },
             "audio.safetensors": {"states": self._audio(number, has_sound="flac" in members)},
-            "text.safetensors": self._text(_caption(notes, self.config.caption)),
             "pose.safetensors": {
                 "keypoints": known.get("keypoints", torch.zeros(record.frames, 133, 3)).half(),
                 "mouth_open": known.get("mouth_open", torch.zeros(record.frames)).float(),
             },
         }
+        encoded["text.safetensors"] = self._text(_caption(notes, self.config.caption))
         _check_frames(encoded["pose.safetensors"], record.frames, job)
         files = {name: save({key: value.cpu().contiguous() for key, value in t.items()}) for name, t in encoded.items()}
         return Made(record=record, members={**files, "json": self.clips.read(number, "json")})
@@ -265,7 +265,10 @@ def open_component(component: str, choice: str, device: str) -> Any:
     if not colon:
         raise ValueError(f"--{flag} {choice}: no such model directory; give one, or PLUGIN:PRESET")
     kind = "video_vae" if component == "vae" else "feature_extractor"
-    made = build_plugin(kind, name, preset)
+    # A fresh VAE is of use for trials alone, but it is the same one in every process.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = build_plugin(kind, name, preset)
     return made.to(device).eval() if isinstance(made, nn.Module) else made
 
 

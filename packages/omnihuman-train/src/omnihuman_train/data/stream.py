@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,16 +22,17 @@ from omnihuman_core.dropout import draw_keep
 from omnihuman_train.checkpointing import step_generator
 from omnihuman_train.config import SegmentConfig
 from omnihuman_train.data.batches import DATA_STREAM
+from omnihuman_train.data.buffers import BufferPool
 from omnihuman_train.data.manifest import Bucket
 from omnihuman_train.data.plan import Batch, BatchConfig, BatchPlan, noise_seeds
-from omnihuman_train.data.rows import Layout, read_row
+from omnihuman_train.data.rows import Layout, Rows
 from omnihuman_train.data.shard_set import ShardSet
 from omnihuman_train.data.shards import STATES, BrokenSampleError
-from omnihuman_train.data.states import load_tensors
 from omnihuman_train.stages import Stage, stage_at
 
 _LOG = logging.getLogger(__name__)
-_MEMBERS = ("latents.safetensors", "audio.safetensors", "pose.safetensors")
+_TEXT = "text.safetensors"
+_MEMBERS = ("latents.safetensors", "audio.safetensors", "pose.safetensors", _TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class StreamConfig:
         threads: Samples that are read at the same time.
         ahead: Batches that are read ahead.
         verify: Compare every member with its sha256. Costs reading speed; ``omnihuman-train data check`` does it once.
-        latents: ``float32``, or ``stored``: the dtype of the file, for a trainer that converts on its device.
+        latents: ``float32``, for reference and audio too, or ``stored``: the dtype of the files, half the bytes, for a
+            trainer that converts on its device.
     """
 
     batch: BatchConfig
@@ -206,6 +208,8 @@ class FlowStream:
         check_world(self.plan, rank, world)
         self.reader = SampleReader(self.data, self.plan, config.threads)
         self._layouts: dict[tuple[Bucket, str], Layout] = {}
+        self._sizes: dict[int, Layout] = {}
+        self._pool = BufferPool()
         self._batches = ReadAhead(self.read, config.ahead)
 
     def tokens(self, bucket: Bucket) -> int:
@@ -222,21 +226,24 @@ class FlowStream:
         batch = self.plan.batch(step)
         mine = rank_rows(batch, self._rank, self._world)
         positions = batch.positions[mine].tolist()
-        rows: dict[str, Tensor] = {}
         layouts = {member: self._layout(batch.bucket, member) for member in _MEMBERS}
-        for layout in layouts.values():
-            rows |= layout.empty(len(positions))
-        texts: list[dict[str, Tensor]] = [{}] * len(positions)
+        text = self._text_layout(layouts[_TEXT])
+        rows = Rows({**layouts, _TEXT: text}, len(positions), self._pool)
+        lengths = [0] * len(positions)
 
         def read(sample: int, row: int) -> None:
             for member, layout in layouts.items():
-                read_row(self.data, sample, member, layout, rows, row, verify=self._config.verify)
-            name = f"{self.data.records[sample].key}.text.safetensors"
-            texts[row] = load_tensors(self.data.read(sample, "text.safetensors", verify=self._config.verify), name)
-            _check_text(texts[row], self._text_length, name)
+                if member == _TEXT:
+                    layout = self._layout_of_size(sample, member)
+                    _check_text(layout, text, self.data.records[sample].key)
+                    lengths[row] = layout.shapes["mask"][0]
+                rows.read(self.data, sample, member, layout, row, verify=self._config.verify)
 
         samples = self.reader.read(batch.bucket, positions, read)
-        return {**self._drawn(step, batch, mine, samples, rows), **_stacked_texts(texts, self._text_length)}
+        for row, length in enumerate(lengths):
+            rows.tensors["values"][row, length:] = 0
+            rows.tensors["mask"][row, length:] = False
+        return self._drawn(step, batch, mine, samples, rows.tensors)
 
     def _drawn(
         self, step: int, batch: Batch, mine: slice, samples: Sequence[int], rows: dict[str, Tensor]
@@ -247,7 +254,7 @@ class FlowStream:
         records = [self.data.records[sample] for sample in samples]
         fit = {name: torch.tensor([getattr(r, f"has_{name}") for r in records]) for name in ("text", "audio", "pose")}
         keep = {name: draws[mine] & fit[name] if name in fit else draws[mine] for name, draws in drawn.items()}
-        latents = rows["latents"].float() if self._config.latents == "float32" else rows["latents"]
+        latents = self._converted(rows["latents"])
         start, motion = self._window(latents.shape[2], generator)
         numbers = torch.arange(mine.start, mine.stop).numpy()
         return {
@@ -255,8 +262,11 @@ class FlowStream:
             "start": start,
             "stop": start + self._segment.latent_frames,
             "motion_latents": motion,
-            "reference": rows["reference"].to(latents.dtype),
-            "audio": rows["states"].float(),
+            "reference": self._converted(rows["reference"]),
+            "text_values": rows["values"],
+            "text_mask": rows["mask"],
+            **({"text_pooled": rows["pooled"]} if "pooled" in rows else {}),
+            "audio": self._converted(rows["states"]),
             "pose_maps": self._maps(rows["keypoints"][keep["pose"]].float(), batch.bucket),
             "keep": keep,
             "has_audio": fit["audio"],
@@ -266,6 +276,11 @@ class FlowStream:
             "seeds": torch.from_numpy(noise_seeds(self._seed, step, numbers)),
             "key": [record.key for record in records],
         }
+
+    def _converted(self, values: Tensor) -> Tensor:
+        if self._config.latents == "stored" or values.dtype == torch.float32:
+            return values
+        return self._pool.empty(tuple(values.shape), torch.float32).copy_(values)
 
     def _window(self, latent_frames: int, generator: torch.Generator) -> tuple[int, int]:
         """First latent frame of the segment and its motion latents."""
@@ -297,6 +312,24 @@ class FlowStream:
             raise ValueError(f"{self.data.folder}: no sample of the bucket {bucket} has a readable {member}")
         return self._layouts[bucket, member]
 
+    def _text_layout(self, one: Layout) -> Layout:
+        """Layout of a text of the length that the extractor gives: that of a row."""
+        places = [
+            place if place.name == "pooled" else replace(place, shape=(self._text_length, *place.shape[1:]))
+            for place in one.places
+        ]
+        return Layout(header=b"", places=tuple(places))
+
+    def _layout_of_size(self, sample: int, member: str) -> Layout:
+        """Layout of a member whose length differs from sample to sample; equal sizes are equal layouts."""
+        span = self.data.members(sample).get(member)
+        size = span.size if span else 0
+        if size not in self._sizes:
+            self._sizes[size] = Layout.parse(
+                self.data.read(sample, member), f"{self.data.records[sample].key}.{member}"
+            )
+        return self._sizes[size]
+
     def _fits(self, layout: Layout, bucket: Bucket, member: str) -> bool:
         """Whether a member holds what it should, in the shapes that the manifest says."""
         frames, positions = bucket.frames, self.spec.latent_shape(*bucket)[1:]
@@ -311,6 +344,11 @@ class FlowStream:
             # Layers and width are the extractor's.
             "audio.safetensors": {"states": (frames, *shapes.get("states", ())[1:])},
             "pose.safetensors": {"keypoints": (frames, 133, 3), "mouth_open": (frames,)},
+            _TEXT: {
+                name: shapes.get(name, ())
+                for name in ("values", "mask", "pooled")
+                if name in shapes or name != "pooled"
+            },
         }[member]
         return shapes == wanted
 
@@ -345,20 +383,20 @@ def rank_rows(batch: Batch, rank: int, world: int) -> slice:
     return slice(rank * count, (rank + 1) * count)
 
 
-def _check_text(text: dict[str, Tensor], length: int, name: str) -> None:
-    values, mask = text.get("values"), text.get("mask")
-    if values is None or mask is None or mask.shape != values.shape[:1] or not 1 <= len(mask) <= length:
-        raise BrokenSampleError(f"{name}: needs 'values' and 'mask' of 1 to {length} tokens")
+def _check_text(layout: Layout, whole: Layout, key: str) -> None:
+    """Check that a text fits into the row of its batch.
 
-
-def _stacked_texts(texts: Sequence[dict[str, Tensor]], length: int) -> dict[str, Tensor]:
-    """Texts of a batch, padded with zeros to what their extractor gives: the only padding there is."""
-    first = texts[0]["values"]
-    values = first.new_zeros(len(texts), length, *first.shape[1:])
-    mask = torch.zeros(len(texts), length, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        values[row, : len(text["mask"])], mask[row, : len(text["mask"])] = text["values"], text["mask"]
-    stacked = {"text_values": values, "text_mask": mask}
-    if "pooled" in texts[0]:
-        stacked["text_pooled"] = torch.stack([text["pooled"] for text in texts])
-    return stacked
+    Raises:
+        BrokenSampleError: it is longer than the extractor's texts, or of another kind.
+    """
+    for name, shape in whole.shapes.items():
+        found = layout.shapes.get(name)
+        same = (
+            found == shape
+            if name == "pooled"
+            else found is not None and found[1:] == shape[1:] and found[0] <= shape[0]
+        )
+        if not same:
+            raise BrokenSampleError(f"{key}.{_TEXT}: {name} is {found}, the texts of the set are {shape}")
+    if len({layout.shapes["values"][0], layout.shapes["mask"][0]}) != 1 or layout.dtypes != whole.dtypes:
+        raise BrokenSampleError(f"{key}.{_TEXT}: values and mask do not belong together")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from omnihuman_train.checkpointing import step_generator
 from omnihuman_train.data.batches import DATA_STREAM
+from omnihuman_train.data.buffers import BufferPool
 from omnihuman_train.data.latents import box_mask
 from omnihuman_train.data.manifest import Bucket
 from omnihuman_train.data.media import decode_video
@@ -66,6 +67,7 @@ class VideoStream:
         self.plan = BatchPlan(buckets, self.tokens, config.batch, seed)
         check_world(self.plan, rank, world)
         self.reader = SampleReader(self.data, self.plan, config.threads)
+        self._pool = BufferPool()
         self._batches = ReadAhead(self.read, config.ahead)
 
     def tokens(self, bucket: Bucket) -> int:
@@ -85,18 +87,20 @@ class VideoStream:
         # Drawn for the rows of all ranks.
         starts = torch.randint(bucket.frames - frames + 1, (len(batch.positions),), generator=generator)[mine].tolist()
         positions = batch.positions[mine].tolist()
-        pixels = torch.empty(len(positions), frames, bucket.height, bucket.width, 3, dtype=torch.uint8)
-        weight = torch.ones(len(positions), 1, frames, bucket.height, bucket.width)
+        shape = (len(positions), frames, bucket.height, bucket.width)
+        pixels = self._pool.empty((*shape, 3), torch.uint8)
+        weighted = self._weights != (1.0, 1.0)
+        weight = self._pool.empty(shape, torch.float32) if weighted else torch.ones(()).expand(shape)
 
         def read(sample: int, row: int) -> None:
             data = self.data.read(sample, "mp4", verify=self._config.verify)
             decode_video(data, pixels[row], first=starts[row])
-            if self._weights != (1.0, 1.0):
-                weight[row, 0] = self._weight(sample)[starts[row] : starts[row] + frames]
+            if weighted:
+                weight[row] = self._weight(sample)[starts[row] : starts[row] + frames]
 
         samples = self.reader.read(bucket, positions, read)
         video = pixels.permute(0, 4, 1, 2, 3)  # (B, 3, T, H, W)
-        return {"video": video, "weight": weight, "key": [self.data.records[sample].key for sample in samples]}
+        return {"video": video, "weight": weight[:, None], "key": [self.data.records[sample].key for sample in samples]}
 
     def _weight(self, sample: int) -> Tensor:
         """Weight of the pixels of a whole clip, ``(T, H, W)``."""
