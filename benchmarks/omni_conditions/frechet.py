@@ -36,7 +36,8 @@ def features(videos: Tensor, *, frames: int) -> Tensor:
     kernel = 1 if frames == 1 else 3
     for weight, bias in _kernels(kernel):
         pieces = F.relu(F.conv3d(pieces, weight, bias, stride=(1, 2, 2), padding=(kernel // 2, 1, 1)))
-    return pieces.flatten(2).mean(2).double()
+    means: Tensor = pieces.flatten(2).mean(2)
+    return means.double()
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -60,4 +61,5 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 def _root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root

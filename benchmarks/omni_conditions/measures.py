@@ -11,7 +11,8 @@ from torch import Tensor
 
 from omni_conditions.frechet import WINDOW, features, frechet_distance
 from omnihuman_train.data.characters import CharacterClip
-from omnihuman_train.data.characters.oracle import LEFT_GLOVE, RIGHT_GLOVE, lip_sync, mouth_opening, pearson
+from omnihuman_train.data.characters.character import LEFT_GLOVE, RIGHT_GLOVE
+from omnihuman_train.data.characters.oracle import lip_sync, mouth_opening, pearson
 
 # Share of the colour distance between a glove and everything else, as the oracle reads hands.
 GLOVE_REACH = 0.32

@@ -7,7 +7,7 @@ import torch
 from omni_conditions.generation import heldout_clips
 from omni_conditions.measures import hand_motion, measure
 
-from omnihuman_train.data.characters.oracle import LEFT_GLOVE, RIGHT_GLOVE
+from omnihuman_train.data.characters.character import LEFT_GLOVE, RIGHT_GLOVE
 
 
 @pytest.fixture(scope="module")
