@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [--model tiny|DIR] [--measures vae,lips,...] [--count 40] [--save]
 
-``--save`` writes ``benchmarks/results/small_model_<hardware>_<YYYYMM>.{md,jsonl}``; measures may be run one by one.
+``--save`` writes ``benchmarks/results/small_model_<hardware>_<YYYYMM>.{md,jsonl}``; measures may be run one by one. The
+figures of the shipped model go into the README and the model card as well.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from small_model.footprint import footprint
 from small_model.measures import GOALS, MEASURES, Numbers
+from small_model.summary import write_figures
 
 from omnihuman_infer import OmniHumanPipeline
 
@@ -112,6 +114,8 @@ def save(table: list[dict[str, object]], pipeline: OmniHumanPipeline, arguments:
     every = [row for row in kept if row["measure"] not in ran] + [{**facts, **row} for row in table]
     lines.write_text("".join(json.dumps(row) + "\n" for row in every))
     path.with_suffix(".md").write_text(as_markdown(every))
+    if arguments.model == "tiny" and cpu:
+        write_figures(every)
 
 
 def as_markdown(every: list[dict[str, object]]) -> str:

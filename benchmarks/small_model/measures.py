@@ -14,6 +14,7 @@ from omnihuman_train.data.characters.look import BACKGROUND_COLOURS, CLOTHES_COL
 from omnihuman_train.data.characters.oracle import (
     LEFT_GLOVE,
     RIGHT_GLOVE,
+    background_drift,
     hand_error,
     lip_sync,
     mouth_opening,
@@ -169,10 +170,7 @@ def long_clip(pipeline: OmniHumanPipeline, count: int) -> Numbers:
             fail_rate=0.0,
         )
         frames = generate(pipeline, clip, prompt=clip.caption)
-        first, last = (
-            region_colours(part, clip.attributes)["background"] for part in (frames[:, :25], frames[:, -25:])
-        )
-        drifts.append(max(abs(a - b) for a, b in zip(first, last, strict=True)))
+        drifts.append(background_drift(frames, clip.attributes))
         sync.append(lip_sync(mouth_opening(frames, clip.mouth_box)[:, 0], clip.mouth_open).correlation)
     return {"background_drift": fmean(drifts), "lip_sync_r": fmean(sync)}
 
@@ -200,6 +198,10 @@ GOALS: tuple[tuple[str, str, str, float], ...] = (
     ("lips", "other_voice_r", "within", 0.15),
     ("lips", "silence_opening_share_of_speech", "<=", 0.15),
     ("lips", "identity_colour_error", "<=", 0.05),
+    ("text", "higher_when_asked_share", ">=", 0.9),
+    ("text", "background_named_share", ">=", 0.9),
+    ("text", "clothes_named_share", ">=", 0.9),
+    ("text", "hair_named_share", ">=", 0.9),
     ("pose", "hand_error_share_of_short_side", "<=", 0.04),
     ("speaker_region", "outside_movement_share", "<=", 0.2),
     ("long_clip", "background_drift", "<=", 0.02),

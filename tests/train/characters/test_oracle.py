@@ -108,8 +108,14 @@ def test_colours_of_rendered_truth_and_of_a_tinted_copy() -> None:
 def test_still_backgrounds_do_not_drift_and_moving_ones_do() -> None:
     still = next(c for c in map(talking, range(NUM_CLIPS)) if not c.attributes["camera_pan"])
     assert background_drift(still.video, still.attributes) < 1e-6
-    brighter = still.video + torch.linspace(0, 0.2, still.video.shape[1])[None, :, None, None]
-    assert background_drift(brighter, still.attributes) == pytest.approx(0.05, abs=0.005)
+    frames = still.video.shape[1]
+    # The first and the last second of this ramp lie so far apart, in a range of [0, 1].
+    brighter = still.video + torch.linspace(0, 0.2, frames)[None, :, None, None]
+    apart = 0.1 * (frames - 25) / (frames - 1)
+    assert background_drift(brighter, still.attributes) == pytest.approx(apart, abs=0.005)
+    red = torch.zeros(3)[:, None, None, None].expand_as(still.video).clone()
+    red[0, -25:] = 0.3
+    assert background_drift(still.video + red, still.attributes) == pytest.approx(0.15, abs=0.005)
 
 
 def test_bad_input_is_named() -> None:
