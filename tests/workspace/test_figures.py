@@ -1,16 +1,12 @@
 """The figures in the README and the model card are those of the results file, and stay between their marks."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 from small_model.summary import BEGIN, DOCUMENTS, END, figures, write_figures
 
+ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks/results").glob("small_model_cpu_*.jsonl"))
 
 

@@ -209,7 +209,7 @@ def colour_error(frames: Tensor, attributes: Mapping[str, Any]) -> dict[str, flo
 
 
 def background_drift(frames: Tensor, attributes: Mapping[str, Any]) -> float:
-    """Change of the background from the first to the last second: largest difference of a median in R, G or B, in [0, 1].
+    """Change of the background from the first to the last second: largest change of a channel's median, in [0, 1].
 
     A clip with a camera pan drifts by design.
 
