@@ -263,3 +263,13 @@ def test_bad_settings_are_named() -> None:
         replace(small(), mouth_weight=0.0)
     with pytest.raises(ValueError, match=r"discriminator\.start"):
         DiscriminatorConfig(start=5, adversarial_start=4, optimizer=OptimizerConfig())
+
+
+def test_several_processes_and_parts_are_refused(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(RECIPE.run, steps=1)
+    with pytest.raises(ValueError, match=r"set run\.accumulate to 1, got 1 processes and 2 parts"):
+        train(tmp_path, clips, replace(run, accumulate=2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="without torchrun .* got 2 processes and 1 parts"):
+        train(tmp_path, clips, run)
+    assert not list(tmp_path.iterdir())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.checkpointing import checkpoints, load_checkpoint, save_checkpoint, step_generator
 from omnihuman_train.config import OptimizerConfig, RunConfig
+from omnihuman_train.distributed.mesh import processes
 from omnihuman_train.ema import Ema
 from omnihuman_train.optim import OptimizerGroup, lr_factor
 from omnihuman_train.trainer import MODEL_STREAM, MetricLog
@@ -126,7 +127,13 @@ def fit_adversarial(
 
     Raises:
         FloatingPointError: a loss is not finite.
+        ValueError: several processes, or a batch in parts; this loop has neither.
     """
+    if processes() > 1 or config.accumulate != 1:
+        raise ValueError(
+            "the adversarial loop trains in one process and one part: start it without torchrun and set "
+            f"run.accumulate to 1, got {processes()} processes and {config.accumulate} parts"
+        )
     device = torch.device(config.device)
     objective.to(device)
     pair = nn.ModuleDict({"model": model})
