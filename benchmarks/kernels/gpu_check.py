@@ -1,16 +1,18 @@
 """Check the kernels on a GPU at real sizes, then measure them, then write ``benchmarks/results/``.
 
-    python benchmarks/kernels/gpu_check.py [--groups attention,modulation,...] [--minutes 8.5] [--results FOLDER]
+    python benchmarks/kernels/gpu_check.py [--groups attention,modulation,...] [--minutes 8] [--results FOLDER]
 
-Runs from a bare checkout with torch, triton, pytest, numpy and einops. Each group of ops runs in a process of its own
-with a time limit, so that a crash or a hang costs its group alone. An op whose comparison fails is reported and not
-timed. Exit status: 0 if every comparison passed, 1 if one failed, 2 without a GPU.
+Runs from a bare checkout with torch, triton, pytest, numpy and einops; diffusers is a peer where it is installed. Each
+group of ops runs in a process of its own with a time limit, so that a crash or a hang costs its group alone. An op
+whose comparison fails is reported and not timed. Exit status: 0 if every comparison passed, 1 if one failed, 2 without
+a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,10 +25,21 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = ("qk_norm_rope", "modulation", "frame_cross_attention", "attention", "packed_attention", "rms_norm_silu")
+GROUPS = (
+    "qk_norm_rope",
+    "modulation",
+    "frame_cross_attention",
+    "attention",
+    "dit",
+    "packed_attention",
+    "rms_norm_silu",
+)
 
 # Share of the time that a group may take, by its work.
-WEIGHTS = {"attention": 4.0}
+WEIGHTS = {"attention": 4.0, "dit": 2.0}
+
+# Seconds that a group may take beyond its share before it is stopped, and the least that are worth a start.
+GRACE, LEAST = 20.0, 15.0
 Row = dict[str, Any]
 
 
@@ -49,7 +62,7 @@ def main() -> int:
     while left:
         group = left.pop(0)
         share = WEIGHTS.get(group, 1.0) / (WEIGHTS.get(group, 1.0) + sum(WEIGHTS.get(g, 1.0) for g in left))
-        rows += run_apart(group, max(20.0, (deadline - time.monotonic()) * share))
+        rows += run_apart(group, (deadline - time.monotonic()) * share)
     measured = [row for row in rows if row["status"] == "measured"]
     failed = [row for row in rows if row["status"] == "failed"]
     write(rows, arguments.results)
@@ -60,7 +73,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--groups", type=lambda text: text.split(","), default=list(GROUPS))
-    parser.add_argument("--minutes", type=float, default=8.5, help="limit of the whole run")
+    parser.add_argument("--minutes", type=float, default=8.0, help="limit of the whole run")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--group", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -72,22 +85,31 @@ def parse() -> argparse.Namespace:
 
 def run_apart(group: str, seconds: float) -> list[Row]:
     """Run one group in a process; a line of its output that starts with ``{`` is a row."""
+    if seconds < LEAST:
+        rows = [{"op": group, "status": "skipped", "problem": "out of time"}]
+    else:
+        rows = rows_of_process(group, seconds)
+    for row in rows:
+        print(describe(row), flush=True)
+    return rows
+
+
+def rows_of_process(group: str, seconds: float) -> list[Row]:
     command = [sys.executable, __file__, "--group", group, "--minutes", str(seconds / 60)]
+    problem = ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 20)
-        output, problem = (
-            done.stdout,
-            "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1],
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + GRACE)
+        output = done.stdout
+        if done.returncode != 0:
+            problem = (done.stderr.strip().splitlines() or ["crashed"])[-1]
     except subprocess.TimeoutExpired as expired:
         output = expired.stdout or b""
         output = output.decode() if isinstance(output, bytes) else output
-        problem = f"did not end within {seconds + 20:.0f} s"
-    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        problem = f"did not end within {seconds + GRACE:.0f} s"
+    # A process that was stopped may have been in the middle of its last line.
+    rows = [json.loads(line) for line in output.splitlines(keepends=True) if line[:1] == "{" and line[-2:] == "}\n"]
     if problem:
         rows.append({"op": group, "status": "failed", "problem": problem})
-    for row in rows:
-        print(describe(row), flush=True)
     return rows
 
 
@@ -106,14 +128,17 @@ def run_group(group: str, seconds: float) -> int:
     }
     copy = copy_bandwidth()
     known: dict[str, str] = {}
+    red: set[str] = set()
     for case in GROUPS[group]():
         base = {"op": case.op, "shape": case.shape, "dtype": "bfloat16", **device}
         # Cases that differ in their length alone are compared once, at the length that float64 can hold.
         key = f"{case.op} {case.shape}" if case.small is None else case.shape.split()[-1]
         if key not in known:
             known[key] = compare(case, case.small or case.make)
-        if known[key]:
-            emit({**base, "status": "failed", "problem": known[key]})
+        problem = known[key] or compare_part(case)
+        if problem:
+            red.add(case.op)
+            emit({**base, "status": "failed", "problem": problem})
             continue
         emit({**base, "status": "agrees"})
         for direction in case.directions:
@@ -121,11 +146,17 @@ def run_group(group: str, seconds: float) -> int:
                 emit({**base, "status": "skipped", "direction": direction, "problem": "out of time"})
                 continue
             try:
-                emit({**base, "status": "measured", **measure(case, direction, copy)})
+                row = measure(case, direction, copy)
+                emit({**base, "status": "measured", **row})
+                for peer, reason in row["refused"].items():
+                    if (direction, peer) in case.targets:
+                        skipped = {"status": "skipped", "direction": direction, "against": peer, "problem": reason}
+                        emit({**base, **skipped})
             except Exception as error:
+                red.add(case.op)
                 emit({**base, "status": "failed", "direction": direction, "problem": first_line(error)})
         torch.cuda.empty_cache()
-    if group == "attention" and torch.cuda.get_device_capability()[0] == 9:
+    if group == "attention" and "joint_attention" not in red and device["capability"][0] == 9:
         for kind, tiles in ALTERNATIVES.items():
             for tile in tiles:
                 if time.monotonic() < deadline:
@@ -135,11 +166,8 @@ def run_group(group: str, seconds: float) -> int:
 
 def compare(case: Any, make: Any, dtype: torch.dtype = torch.bfloat16) -> str:
     """An empty string if outputs and gradients agree with float64, else what does not."""
-    from tests.kernels.agreement import assert_agrees
-
     inputs = make()
-    fixed = inputs[case.differentiable :]
-    keep = [x.float() for x in fixed]
+    keep = [x.float() for x in inputs[case.differentiable :]]
 
     def ours(*args: Any) -> object:
         return case.ours(*args, *keep)
@@ -147,11 +175,30 @@ def compare(case: Any, make: Any, dtype: torch.dtype = torch.bfloat16) -> str:
     def reference(*args: Any) -> object:
         return case.reference(*args, *(x.to(args[0].dtype) for x in keep))
 
+    return disagreement(ours, reference, inputs[: case.differentiable], dtype)
+
+
+def compare_part(case: Any, dtype: torch.dtype = torch.bfloat16) -> str:
+    """The same for a part of the real size, if the case has one."""
+    if case.part is None:
+        return ""
     try:
-        assert_agrees(ours, reference, inputs[: case.differentiable], dtype)
+        ours, inputs = case.part()
+    except Exception as error:
+        return first_line(error)
+    return disagreement(ours, case.reference, inputs, dtype)
+
+
+def disagreement(ours: Any, reference: Any, inputs: list[torch.Tensor], dtype: torch.dtype) -> str:
+    from tests.kernels.agreement import assert_agrees
+
+    try:
+        assert_agrees(ours, reference, inputs, dtype)
     except Exception as error:
         traceback.print_exc()
         return first_line(error)
+    finally:
+        torch.cuda.empty_cache()
     return ""
 
 
@@ -229,6 +276,8 @@ def try_tile(kind: str, tile: Any) -> Row:
     from omnihuman_kernels import _launch
     from omnihuman_kernels.joint_attention import joint_attention
 
+    # These two run where torch is asked for deterministic algorithms; next to them stands the one pass.
+    deterministic = kind in ("backward_q", "backward_kv")
     table = _launch.ATTENTION_TILES[kind]["hopper"]
     usual = table[128]
     direction = "forward" if kind == "forward" else "backward"
@@ -241,19 +290,21 @@ def try_tile(kind: str, tile: Any) -> Row:
     }
     inputs = [x.bfloat16() for x in noise(3, 1, 16384, 24, 128)]
 
-    def with_tile(chosen: Any, call: Any) -> Any:
+    def with_tile(chosen: Any, call: Any, deterministic: bool = False) -> Any:
         def run() -> Any:
             table[128] = chosen
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
             try:
                 return call()
             finally:
                 table[128] = usual
+                torch.use_deterministic_algorithms(False)
 
         return run
 
     try:
         call = prepare(joint_attention, inputs, 3, direction)
-        ours, other = with_tile(usual, call), with_tile(tile, call)
+        ours, other = with_tile(usual, call), with_tile(tile, call, deterministic)
         pairs = zip(*(x if isinstance(x, tuple) else (x,) for x in (ours(), other())), strict=True)
         for a, b in pairs:
             torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
@@ -268,12 +319,18 @@ def emit(row: Row) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    if type(error).__name__ == "NotInstalled":
+        return str(error)
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 def describe(row: Row) -> str:
     """A line for people."""
     what = " ".join(str(row[key]) for key in ("op", "shape", "direction") if key in row)
+    if "against" in row:
+        what += f" against {row['against']}"
+    if row["status"] == "skipped":
+        return f"{what}: skipped ({row['problem']})"
     if row["status"] == "measured":
         time_taken = f"{row['seconds'] * 1e3:.3f} ms, floor {row['floor'] * 1e3:.3f} ms"
         work, unit = (row["flops"] / 1e12, "Tflop/s") if row["bound"] == "matrix" else (row["bytes"] / 1e9, "GB/s")
@@ -295,7 +352,7 @@ def write(rows: list[Row], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     hardware = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     stem = folder / f"kernels_{hardware}_{datetime.now(UTC):%Y%m}"
-    stem.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replace_text(stem.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     lines = [
         f"# Kernels on {torch.cuda.get_device_name()}",
         "",
@@ -309,7 +366,14 @@ def write(rows: list[Row], folder: Path) -> None:
         cells = [row["op"], row["shape"], row["direction"], f"{row['seconds'] * 1e3:.3f}", f"{row['floor'] * 1e3:.3f}"]
         lines.append("| " + " | ".join([*cells, f"{row['floor'] / row['seconds']:.0%}", peers]) + " |")
     problems = [f"- {describe(row)}" for row in rows if row["status"] in ("failed", "skipped", "alternative failed")]
-    stem.with_suffix(".md").write_text("\n".join([*lines, "", *problems]).rstrip() + "\n")
+    replace_text(stem.with_suffix(".md"), "\n".join([*lines, "", *problems]).rstrip() + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

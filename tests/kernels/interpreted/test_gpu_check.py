@@ -2,7 +2,10 @@
 
 import functools
 import json
+import re
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,7 +32,7 @@ def check(monkeypatch):
     )
     monkeypatch.setattr(torch, "compile", lambda function: function)
     yield gpu_check, cases.Case
-    for name in ("cases", "gpu_check", "measure", "plot"):
+    for name in ("cases", "dit", "gpu_check", "measure", "plot"):
         sys.modules.pop(name, None)
 
 
@@ -108,3 +111,215 @@ def test_the_plot_marks_every_measured_op(check):
     assert len(picture.findall("{http://www.w3.org/2000/svg}circle")) == 1
     with pytest.raises(ValueError, match="no measured row"):
         plot.draw([{"status": "failed"}])
+
+
+def plain(name, **changes):
+    """A case that needs no kernel: the formula against itself."""
+    function = functools.partial(references.gated_residual, segments=SEGMENTS)
+    return {"op": name, "ours": function, "reference": function, "eager": False, "directions": ("forward",), **changes}
+
+
+@pytest.fixture
+def run_group(check, monkeypatch, capsys):
+    """Runs one group on the CPU as its process would, and gives the rows it prints."""
+    gpu_check, kind = check
+    import cases
+    import measure
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU 80GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(measure, "copy_bandwidth", lambda: 1e12)
+    monkeypatch.setattr(cases, "noise", torch.randn)
+    monkeypatch.setattr(
+        gpu_check, "try_tile", lambda kind, tile: {"status": "alternative", "kind": kind, "seconds": 1.0}
+    )
+
+    def run(*descriptions, group="modulation", seconds=1e6):
+        made = [case(kind, **description) for description in descriptions]
+        monkeypatch.setitem(cases.GROUPS, group, lambda: iter(made))
+        assert gpu_check.run_group(group, seconds) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def wrong(r, x, g):
+    return references.gated_residual(r, x, 2 * g, segments=SEGMENTS)
+
+
+def test_a_group_times_what_agrees_and_only_that(run_group):
+    rows = run_group(plain("good"), plain("bad", ours=wrong))
+    assert [(row["op"], row["status"]) for row in rows] == [("good", "agrees"), ("good", "measured"), ("bad", "failed")]
+    assert "seconds" not in rows[-1]
+
+
+def test_a_part_of_the_real_size_can_fail_an_op(run_group):
+    inputs = [torch.randn(1, 5, 16), torch.randn(1, 5, 16), torch.randn(1, 2, 16)]
+    (row,) = run_group(plain("bad", part=lambda: (wrong, inputs)))
+    assert row["status"] == "failed"
+    rows = run_group(plain("good", part=lambda: (plain("")["ours"], inputs)))
+    assert [row["status"] for row in rows] == ["agrees", "measured"]
+
+
+@pytest.mark.parametrize(("ours", "tiles"), [(None, True), (wrong, False)])
+def test_no_tile_of_a_red_attention_is_timed(run_group, ours, tiles):
+    description = plain("joint_attention", **({} if ours is None else {"ours": ours}))
+    rows = run_group(description, group="attention")
+    assert any(row["status"] == "alternative" for row in rows) == tiles
+    assert any("seconds" in row for row in rows) == tiles
+
+
+def test_a_peer_with_a_target_that_is_missing_is_skipped_by_name(run_group, check):
+    import cases
+
+    def missing(*args):
+        raise cases.NotInstalled("diffusers not installed")
+
+    targets = {("forward", "diffusers default"): (1.3, 1.9)}
+    row = run_group(plain("dit_forward", peers={"diffusers default": missing}, targets=targets))[-1]
+    line = check[0].describe(row)
+    assert line == "dit_forward small forward against diffusers default: skipped (diffusers not installed)"
+
+
+def test_out_of_time_is_said(run_group):
+    rows = run_group(plain("good"), seconds=-1)
+    assert [row["status"] for row in rows] == ["agrees", "skipped"]
+
+
+@pytest.fixture
+def whole_run(check, monkeypatch, tmp_path, capsys):
+    """Runs ``main`` on a machine and with a clock that are made up."""
+    gpu_check, _ = check
+    clock = [0.0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU 80GB")
+    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--results", str(tmp_path)])
+    seen = []
+
+    def run(process):
+        def fake(command, *, timeout, **options):
+            group = command[command.index("--group") + 1]
+            seen.append(group)
+            return process(group, timeout, clock)
+
+        monkeypatch.setattr(subprocess, "run", fake)
+        status = gpu_check.main()
+        rows = [json.loads(line) for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
+        assert not list(tmp_path.glob("*.part"))
+        return status, rows, clock[0], seen
+
+    run.gpu_check = gpu_check
+    return run
+
+
+def test_a_run_where_every_group_hangs_ends_within_nine_minutes(whole_run):
+    def hang(group, timeout, clock):
+        clock[0] += timeout
+        half = json.dumps({"op": group, "status": "agrees"}) + '\n{"op": "cut'
+        raise subprocess.TimeoutExpired(group, timeout, output=half.encode())
+
+    status, rows, seconds, _ = whole_run(hang)
+    assert status == 1
+    assert seconds < 9 * 60
+    assert {row["op"] for row in rows} == set(whole_run.gpu_check.GROUPS)
+    assert {row["status"] for row in rows} == {"agrees", "failed", "skipped"}
+
+
+def test_a_good_run_and_a_crash(whole_run):
+    def work(group, timeout, clock):
+        clock[0] += 10
+        row = json.dumps({"op": group, "status": "agrees"}) + "\n"
+        crashed = group == "packed_attention"
+        return subprocess.CompletedProcess([], int(crashed), row, "Traceback\nCUDA error: misaligned address\n")
+
+    status, rows, _, seen = whole_run(work)
+    assert (status, tuple(seen)) == (1, whole_run.gpu_check.GROUPS)
+    (problem,) = [row["problem"] for row in rows if row["status"] == "failed"]
+    assert problem == "CUDA error: misaligned address"
+
+
+def test_results_that_cannot_be_written_leave_the_old_ones(check, tmp_path, monkeypatch):
+    gpu_check, _ = check
+    target = tmp_path / "x.jsonl"
+    target.write_text("old")
+    monkeypatch.setattr(Path, "write_text", lambda self, text: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        gpu_check.replace_text(target, "new")
+    assert target.read_text() == "old"
+
+
+def test_every_row_of_the_goals_has_a_case(check, monkeypatch):
+    import cases
+
+    meta_noise = functools.partial(torch.empty, device="meta")
+    monkeypatch.setattr(cases, "noise", lambda *shape: meta_noise(shape))
+    monkeypatch.setattr(cases, "packed_attention_cases", lambda: iter(()))
+    made = [c for name, group in cases.GROUPS.items() if name != "packed_attention" for c in group()]
+    targets = {(c.op, re.search(r"K=\d+|$", c.shape)[0], *key): least for c in made for key, least in c.targets.items()}
+    assert targets["joint_attention", "K=128", "forward", "sdpa flash"] == (1.20, 1.60)
+    assert targets["joint_attention", "K=128", "forward", "sdpa default"] == (0.78, 0.97)
+    assert targets["joint_attention", "K=64", "forward", "sdpa cudnn"] == (0.90, 1.05)
+    assert targets["joint_attention", "K=128", "backward", "sdpa cudnn"] == (0.55, 0.95)
+    for op in ("qk_norm_rope", "modulated_norm", "gated_residual", "residual_modulated_norm"):
+        shape = "K=128" if op == "qk_norm_rope" else ""
+        assert targets[op, shape, "forward", "copy"] == (0.75, 0.92)
+        assert targets[op, shape, "backward", "copy"] == (0.60, 0.85)
+    assert targets["qk_norm_rope", "K=128", "forward", "eager"] == (6, 10)
+    assert targets["qk_norm_rope", "K=128", "forward", "compile"] == (1.05, 1.5)
+    assert targets["frame_cross_attention", "K=128", "forward", "copy"] == (0.60, 0.85)
+    assert targets["dit_forward", "", "forward", "diffusers default"] == (1.3, 1.9)
+    assert targets["dit_forward", "", "forward", "diffusers best"] == (1.0, 1.2)
+    assert set(cases.GROUPS) == set(check[0].GROUPS)
+
+
+def test_some_queries_among_all_agree(check, monkeypatch):
+    gpu_check, _ = check
+    import cases
+
+    monkeypatch.setattr(cases, "noise", torch.randn)
+    case = next(c for c in cases.attention_cases() if c.part is not None)
+    function, given = case.part.func, (70, 2, 16)
+    good = replace(case, part=functools.partial(function, *given))
+    assert gpu_check.compare_part(good, torch.float32) == ""
+
+    def shifted():
+        ours, inputs = function(*given)
+        return lambda q, k, v: ours(q, k, v).roll(1, dims=1), inputs
+
+    assert "tensor 0" in gpu_check.compare_part(replace(case, part=shifted), torch.float32)
+
+
+@pytest.fixture
+def dit(check, monkeypatch):
+    import cases
+
+    monkeypatch.setattr(cases, "noise", torch.randn)
+    import dit
+
+    toy = {"hidden_size": 32, "num_heads": 2, "rope_dims": (4, 6, 6), "text_dim": 12, "pooled_dim": 10}
+    monkeypatch.setattr(dit, "CONFIG", replace(dit.CONFIG, **toy))
+    monkeypatch.setattr(dit, "LATENTS", (1, 16, 2, 4, 6))
+    monkeypatch.setattr(dit, "SMALL_LATENTS", (1, 16, 2, 4, 6))
+    monkeypatch.setattr(dit, "WORDS", 5)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    (case,) = dit.dit_cases()
+    return case
+
+
+def test_the_model_with_kernels_is_the_model_without(check, dit):
+    assert check[0].compare(dit, dit.small, torch.float32) == ""
+
+
+def test_diffusers_is_a_peer_where_it_is_installed(check, dit):
+    pytest.importorskip("diffusers")
+    row = check[0].measure(dit, "forward", 1e12)
+    assert row["refused"] == {}
+    assert [t["against"] for t in row["targets"]] == ["diffusers default", "diffusers best"]
+
+
+def test_without_diffusers_the_model_is_still_measured(check, dit, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    row = check[0].measure(dit, "forward", 1e12)
+    assert set(row["peers"]) == {"plain torch"}
+    assert row["refused"] == dict.fromkeys(["diffusers default", "diffusers best"], "diffusers not installed")
