@@ -91,6 +91,9 @@ def bench_attention(*, device: str, dtype: str | None, shapes: str | None, out: 
     check_place(out)
     old = read_table(out) if out.exists() else ()
     target = describe_target(where, chosen)
+    if where.type == "cuda":
+        # Events and kernels of other packages go to the current device.
+        torch.cuda.set_device(where)
     console = Console()
     console.print(f"{target.name}, {dtype_name(chosen)}, torch {torch.__version__}", markup=False, highlight=False)
     backends = []
