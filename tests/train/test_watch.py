@@ -43,7 +43,7 @@ def test_healthy_losses_never_stop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [60, 700])
 def test_a_planted_spike_stops_with_the_samples_of_its_step(tmp_path: Path, at: int) -> None:
-    guard = LossGuard(tmp_path / "guard", keys=lambda step: [f"sample {step}", "other"], rank=3)
+    guard = LossGuard(tmp_path / "guard", keys=lambda: [f"sample {at}", "other"], rank=3)
     losses = healthy(1000)
     losses[at] *= 6
     for step, loss in enumerate(losses[:at]):
@@ -65,7 +65,7 @@ def test_a_planted_spike_stops_with_the_samples_of_its_step(tmp_path: Path, at: 
     ],
 )
 def test_what_is_not_finite_stops_at_once(tmp_path: Path, loss: float, norm: float, message: str) -> None:
-    guard = LossGuard(tmp_path, keys=lambda step: ["a"])
+    guard = LossGuard(tmp_path, keys=lambda: ["a"])
     with pytest.raises(FloatingPointError, match=f"step 0: {message}"):
         guard.step(0, output(loss, grad_norm=norm), TIMING)
     assert json.loads((tmp_path / "step_00000000_rank_0.json").read_text())["keys"] == ["a"]

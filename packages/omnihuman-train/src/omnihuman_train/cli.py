@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omnihuman_train.data_cli import add_data_commands
 from omnihuman_train.plan_cli import add_plan_command
@@ -38,10 +39,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     from omnihuman_core.config import load_function, override
-    from omnihuman_train import runs, vae_run
+    from omnihuman_train import runs, stage_config, vae_run
     from omnihuman_train.config import TrainConfig
 
     config = load_function(arguments.config)()
+    if isinstance(config, stage_config.StageConfig):
+        _run_stage(override(config, arguments.set), arguments)
+        return
     if not isinstance(config, TrainConfig | vae_run.VAETrainConfig):
         raise ValueError(f"--config {arguments.config}: must return a TrainConfig, got {type(config).__name__}")
     config = override(config, arguments.set)
@@ -55,6 +59,15 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         config = config if arguments.trial is None else vae_run.shortened(config, arguments.trial)
         vae_run.run_vae(config, arguments.out, parts)
+
+
+def _run_stage(config: Any, arguments: argparse.Namespace) -> None:
+    from omnihuman_train import stage_config, stage_run
+
+    if arguments.parts is not None:
+        raise ValueError("--parts: a stage on encoded data is one part; leave it out")
+    config = config if arguments.trial is None else stage_config.shortened(config, arguments.trial)
+    stage_run.run_stage(config, arguments.out)
 
 
 def _init(arguments: argparse.Namespace) -> None:

@@ -34,7 +34,8 @@ class FlowObjective:
     """Loss of an :class:`OmniModel`.
 
     Batch keys: ``latents`` (B, C, n, h, w) of whole clips, ``start``/``stop`` of the segment in them,
-    ``motion_latents`` clean frames in front, ``reference`` (B, C, 1, h, w), ``text_values``/``text_mask``, ``audio``
+    ``motion_latents`` clean frames in front, ``reference`` (B, C, 1, h, w), ``text_values``/``text_mask`` and, where
+    the extractor gives one, ``text_pooled``, ``audio``
     (B, T, layers, D) aligned with the frames of the whole clip, ``pose_maps`` (kept samples, 3, T, H, W) or None,
     ``keep`` masks (B,) by condition, ``mouth_region``/``hand_region`` (B, n, h, w), ``mouth_open`` (B, T),
     ``has_audio`` (B,), ``seeds`` (B,) int64 of each sample's sigma and noise.
@@ -107,7 +108,8 @@ def probe_loss(model: OmniModel, batch: Mapping[str, Any]) -> Tensor:
 def condition(model: OmniModel, batch: Mapping[str, Any], segment: slice) -> Conditioning:
     """Conditions of a segment, with the null of every condition that a sample drops (Principle 2)."""
     keep: Mapping[str, Tensor] = batch["keep"]
-    text = model.text_encoder.encode(TextFeatures(values=batch["text_values"], mask=batch["text_mask"]))
+    words = TextFeatures(values=batch["text_values"], mask=batch["text_mask"], pooled=batch.get("text_pooled"))
+    text = model.text_encoder.encode(words)
     audio = model.audio_encoder.encode(batch["audio"])
     audio = AudioCondition(tokens=audio.tokens[:, segment])
     reference = ReferenceCondition(latents=batch["reference"])

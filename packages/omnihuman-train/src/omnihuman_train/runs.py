@@ -231,7 +231,7 @@ def check(config: TrainConfig) -> None:
         ValueError: an unknown preset or device, or sizes and lengths that do not fit together.
     """
     for run_config in (config.vae, config.decoder, config.run):
-        _check_device(run_config.device)
+        check_device(run_config.device)
     plugin("objective", "vae").config_class(reconstruction=config.vae_reconstruction)
     spec = build("video_vae", "causal", config.preset).latent_spec
     multiple = build("backbone", "mmdit", config.preset).spec.spatial_multiple
@@ -253,7 +253,12 @@ def check(config: TrainConfig) -> None:
         )
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Check that a device is there.
+
+    Raises:
+        ValueError: torch cannot use it here.
+    """
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

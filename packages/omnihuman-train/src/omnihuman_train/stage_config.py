@@ -76,6 +76,7 @@ class ModelConfig:
         text_encoder: Trainable half of the text path.
         audio_encoder: Trainable half of the audio path.
         pose_encoder: The pose guider.
+        pose_extractor: What draws the skeletons that it sees.
         ops: Ops bundle of the backbone, ``eager`` or ``triton``.
     """
 
@@ -83,6 +84,7 @@ class ModelConfig:
     text_encoder: ComponentConfig
     audio_encoder: ComponentConfig
     pose_encoder: ComponentConfig
+    pose_extractor: ComponentConfig
     ops: str = "eager"
 
     def component(self, name: str) -> tuple[str, ComponentConfig]:
@@ -139,6 +141,8 @@ class StageConfig:
         size = self.stream.batch.batch_size
         if size is not None and size != self.run.batch_size:
             raise ValueError(f"stream.batch.batch_size is {size}, but run.batch_size is {self.run.batch_size}")
+        if self.stage.pictures:
+            raise ValueError(f"stage {self.stage.name!r}: pictures is for runs on drawn characters; give it segments")
         if self.start is None and len(self.stages) > 1:
             raise ValueError(
                 f"stage {self.stage.name!r} has no start, but it follows {_names(self.stages[:-1])}: each stage starts "

@@ -61,7 +61,7 @@ def watchers(
     out: Path,
     *,
     sample_flops: float | None = None,
-    keys: Callable[[int], Sequence[str]] | None = None,
+    keys: Callable[[], Sequence[str]] = list,
     rank: int = 0,
     world_size: int = 1,
     device: int = 0,
@@ -72,7 +72,7 @@ def watchers(
         config: What to watch.
         out: Folder of the run; ``watch.jsonl``, ``tensorboard/`` and ``guard/`` are made in it.
         sample_flops: Model operations of one sample, :func:`omnihuman_train.flops.training_flops`, for MFU.
-        keys: Keys of the samples that this rank had in a step, for the guard.
+        keys: Gives the keys of the samples that this rank had last, for the guard.
         rank: Number of this rank; rank 0 alone writes records.
         world_size: Ranks.
         device: Number of the GPU to record.

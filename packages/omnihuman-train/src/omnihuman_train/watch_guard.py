@@ -33,7 +33,7 @@ class LossGuard:
         folder: Where the samples of the step are named, in ``step_NNNNNNNN_rank_R.json``.
         deviations: Deviations over the median that make a spike.
         window: Losses that are looked back on.
-        keys: Keys of the samples that this rank had in a step; None saves the step alone.
+        keys: Gives the keys of the samples that this rank had last.
         rank: Number of this rank.
     """
 
@@ -43,7 +43,7 @@ class LossGuard:
         *,
         deviations: float = 10.0,
         window: int = 200,
-        keys: Callable[[int], Sequence[str]] | None = None,
+        keys: Callable[[], Sequence[str]] = list,
         rank: int = 0,
     ) -> None:
         self._folder, self._deviations, self._keys, self._rank = folder, deviations, keys, rank
@@ -80,15 +80,19 @@ class LossGuard:
         Raises:
             FloatingPointError: always.
         """
-        path = self._folder / f"step_{step:08d}_rank_{self._rank}.json"
-        keys = list(self._keys(step)) if self._keys is not None else []
-        self._folder.mkdir(parents=True, exist_ok=True)
-        note = {"step": step, "loss": loss if math.isfinite(loss) else str(loss), "reason": reason, "keys": keys}
-        path.write_text(json.dumps({**note, "losses_before": list(self._losses)[-20:]}, indent=1) + "\n")
+        path = self.save(f"step_{step:08d}", reason, loss if math.isfinite(loss) else str(loss))
         raise FloatingPointError(
             f"step {step}: {reason}; its samples are named in {path}. The last checkpoint is from before it: look at "
             f"them, lower run.optimizer.lr, or go on with a higher watch.spike_deviations"
         )
+
+    def save(self, name: str, reason: str, loss: float | str | None = None) -> Path:
+        """Name the samples that this rank had last in ``NAME_rank_R.json``; returns that file."""
+        path = self._folder / f"{name}_rank_{self._rank}.json"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        note = {"reason": reason, "loss": loss, "keys": list(self._keys()), "losses_before": list(self._losses)[-20:]}
+        path.write_text(json.dumps(note, indent=1) + "\n")
+        return path
 
     def close(self) -> None:
         """Nothing is open."""

@@ -1,0 +1,264 @@
+"""A run of one stage on real data: start from a model directory, train, leave a model directory for the next stage."""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omnihuman_core.config import to_toml
+from omnihuman_core.contracts import LossOutput
+from omnihuman_core.contracts.importer import ImportedComponent
+from omnihuman_core.importing import read_model_dir, write_components
+from omnihuman_core.model_dir import load_component, read_index
+from omnihuman_core.ops.attention_choice import choose_ops
+from omnihuman_train.__about__ import __version__
+from omnihuman_train.data.stream import FlowStream
+from omnihuman_train.distributed.activation_checkpoint import checkpoint_blocks
+from omnihuman_train.distributed.compile import compile_blocks
+from omnihuman_train.distributed.fsdp import first_builds
+from omnihuman_train.distributed.mesh import World, join, leave
+from omnihuman_train.distributed.sequence_parallel import parallelize_sequence
+from omnihuman_train.flops import forward_flops, training_flops
+from omnihuman_train.model import OmniModel
+from omnihuman_train.objective import FlowObjective
+from omnihuman_train.runs import check_device
+from omnihuman_train.stage_config import PARTS, StageConfig, check_start, write_record
+from omnihuman_train.trainer import fit
+from omnihuman_train.watch import watchers
+from omnihuman_train.watch_guard import LossGuard
+from omnihuman_train.watch_validation import ValidationVideos
+from omnihuman_train.watching import Watcher
+from omnihuman_train.workload import workload
+
+MODEL = "model"
+
+
+def run_stage(config: StageConfig, out: Path) -> None:
+    """Train one stage into ``out`` and leave its result in ``out/model``; goes on where it stopped.
+
+    Args:
+        config: The stage.
+        out: Folder of the run.
+
+    Raises:
+        ValueError: the order of stages is not the paper's, or ``start``, data and sizes do not fit the configuration.
+        FloatingPointError: the loss is not finite or jumped; the samples are named in ``out/guard``.
+    """
+    check_device(config.run.device)
+    check_start(config)
+    world = join(config.run.parallel, config.run.device)
+    if world.main:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.toml").write_text(to_toml(config))
+    model = start_model(config, world)
+    sources = streams(config, world)
+    objective = LastSamples(FlowObjective(config.flow), config.run.accumulate)
+    watching = _watchers(config, out, world, model, sources, objective)
+    try:
+        ema = fit(
+            model,
+            objective,
+            sources,
+            config.run,
+            out,
+            resolved=to_toml(config),
+            title=config.stage.name,
+            watchers=watching,
+            world=world,
+        )
+    except FloatingPointError as error:
+        for guard in (watcher for watcher in watching if isinstance(watcher, LossGuard)):
+            guard.save("stopped", str(error))
+        raise
+    weights = ema.whole_state(model, keep=world.main)
+    if world.main:
+        export_stage(config, weights, out / MODEL)
+    world.wait()
+    leave()
+
+
+class LastSamples:
+    """An objective that remembers the keys of the samples it was given last, for the guard.
+
+    Args:
+        objective: The objective.
+        parts: Calls of one step.
+    """
+
+    def __init__(self, objective: Callable[[Any, Mapping[str, Any]], LossOutput], parts: int) -> None:
+        self._objective = objective
+        self._keys: deque[Sequence[str]] = deque(maxlen=parts)
+
+    def __call__(self, model: Any, batch: Mapping[str, Any]) -> LossOutput:
+        """The loss of a batch."""
+        self._keys.append(batch["key"])
+        return self._objective(model, batch)
+
+    def keys(self) -> list[str]:
+        """Keys of the last step."""
+        return [key for part in self._keys for key in part]
+
+
+def start_model(config: StageConfig, world: World) -> OmniModel:
+    """The model that the stage starts with: real on the first process, on ``meta`` on the others.
+
+    Raises:
+        ValueError: ``start`` lacks a component, or holds another architecture than the configuration.
+    """
+    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
+    ops = choose_ops(config.model.ops, device=config.run.device, dtype=dtype, training=True)
+    torch.manual_seed(config.run.seed)
+    parts: dict[str, nn.Module] = {}
+    for name in PARTS:
+        kind, chosen = config.model.component(name)
+        options: dict[str, Any] = {"ops": ops} if name == "backbone" else {}
+        if config.start is not None and world.main:
+            parts[name] = load_component(config.start, name, **options)
+            _check_same(config, name, parts[name])
+        else:
+            with first_builds(world):
+                parts[name] = chosen.build(kind, **options)
+    probe = None
+    if config.flow.mouth_probe_weight:
+        # A probe is not part of a model directory: every stage trains one anew.
+        with first_builds(world):
+            audio: Any = parts["audio_encoder"]
+            probe = nn.Linear(audio.config.hidden_dim, 1)
+    model = OmniModel(**parts, mouth_probe=probe)
+    checkpoint_blocks(model.backbone, config.activation_checkpoint)
+    if world.sequence_group is not None:
+        parallelize_sequence(model.backbone, world.sequence_group)
+    if config.compile:
+        compile_blocks(model.backbone)
+    return model
+
+
+def _check_same(config: StageConfig, name: str, module: Any) -> None:
+    kind, chosen = config.model.component(name)
+    wanted, found = chosen.resolve(kind), module.config
+    plugin_name = read_index(config.start or "").components[name].plugin
+    if plugin_name != chosen.plugin:
+        raise ValueError(f"start: {config.start}/{name} is a {plugin_name!r}, model.{name} is a {chosen.plugin!r}")
+    for field, value in vars(wanted).items():
+        if getattr(found, field, None) != value:
+            raise ValueError(
+                f"start: {config.start}/{name} is of another architecture than model.{name}: {field} is "
+                f"{getattr(found, field, None)!r}, not {value!r}"
+            )
+
+
+def streams(config: StageConfig, world: World) -> list[FlowStream]:
+    """What this process computes in a step, part by part.
+
+    Raises:
+        ValueError: the data does not fit; see :class:`~omnihuman_train.data.stream.FlowStream`.
+    """
+    extractor = config.model.pose_extractor.build("feature_extractor")
+    count = config.run.accumulate
+    return [
+        FlowStream(
+            Path(config.data),
+            config.stream,
+            config.segment,
+            (config.stage,),
+            seed=config.run.seed,
+            pose_extractor=extractor,
+            mouth_truth=config.flow.mouth_probe_weight > 0,
+            rank=world.data_rank * count + part,
+            world=world.data_size * count,
+        )
+        for part in range(count)
+    ]
+
+
+def _watchers(
+    config: StageConfig, out: Path, world: World, model: OmniModel, sources: list[FlowStream], objective: LastSamples
+) -> list[Watcher]:
+    work = workload(config)
+    found = watchers(
+        config.watch,
+        out,
+        sample_flops=training_flops(forward_flops(work.backbone, work.stages[-1].tokens)),
+        keys=objective.keys,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device.index or 0,
+    )
+    directory = config.vae or config.start
+    if config.watch.validation_every and directory is not None:
+        vae: list[Any] = []
+
+        def decode(latents: Tensor) -> Tensor:
+            if not vae:
+                vae.append(load_component(directory, "vae", device=world.device))
+            video: Tensor = vae[0].decode(latents)
+            return video
+
+        found.append(
+            ValidationVideos(
+                out / "validation",
+                model=model,
+                batch=lambda: sources[0].read(0),
+                decode=decode,
+                every=config.watch.validation_every,
+                seeds=config.watch.validation_seeds,
+                steps=config.watch.validation_steps,
+                sigma_shift=config.generation.sigma_shift,
+                fps=config.generation.fps,
+                world=world,
+                precision=config.run.precision,
+            )
+        )
+    return found
+
+
+def export_stage(config: StageConfig, weights: Mapping[str, Tensor], directory: Path) -> None:
+    """Write a model directory in bf16: what was trained, and the other components of ``start`` and ``vae``.
+
+    Args:
+        config: The stage.
+        weights: State of the trained :class:`~omnihuman_train.model.OmniModel`, whole.
+        directory: Made, or replaced.
+    """
+    trained = [_part(config, name, weights) for name in PARTS]
+    skeleton = config.model.pose_extractor
+    settings = skeleton.resolve("feature_extractor")
+    parts = {part.component: part for part in trained}
+    parts["pose_extractor"] = ImportedComponent(component="pose_extractor", plugin=skeleton.plugin, config=settings)
+    for source in (config.vae, config.start):
+        for part in read_model_dir(source) if source is not None else []:
+            # Of the VAE's directory, the VAE alone.
+            if part.component not in parts and (part.component == "vae" or source == config.start):
+                parts[part.component] = part
+    staged = directory.with_name(f".{directory.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    write_components(
+        staged,
+        [*parts.values()],
+        name=config.name,
+        version=__version__,
+        generation=config.generation,
+        dtype=torch.bfloat16,
+    )
+    write_record(staged, config.stages)
+    shutil.rmtree(directory, ignore_errors=True)
+    staged.rename(directory)
+
+
+def _part(config: StageConfig, name: str, weights: Mapping[str, Tensor]) -> ImportedComponent:
+    kind, chosen = config.model.component(name)
+    state = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from state.items()
+
+    like = {key: value.to("meta") for key, value in state.items()}
+    return ImportedComponent(
+        component=name, plugin=chosen.plugin, config=chosen.resolve(kind), like=like, tensors=tensors
+    )

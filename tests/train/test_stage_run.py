@@ -1,0 +1,192 @@
+"""Stages on an encoded data set: one after the other, each from the result of the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from omnihuman_core.checkpoint import load_safetensors
+from omnihuman_core.model_dir import load_model, read_index
+from omnihuman_train.cli import main
+from omnihuman_train.config import OptimizerConfig, RunConfig, SegmentConfig
+from omnihuman_train.data.manifest import MANIFEST, SampleRecord, write_manifest
+from omnihuman_train.data.plan import BatchConfig
+from omnihuman_train.data.shards import STATES, Index, write_index, write_tar
+from omnihuman_train.data.stream import StreamConfig
+from omnihuman_train.recipes import stage1, stage2, stage3
+from omnihuman_train.stage_config import ComponentConfig, ModelConfig, StageConfig
+from omnihuman_train.stage_run import run_stage
+from omnihuman_train.stages import Stage
+from omnihuman_train.watch import WatchConfig
+
+TINY = Path(__file__).parents[2] / "packages/omnihuman-infer/src/omnihuman_infer/pretrained/tiny"
+FRAMES, SIDE = 13, 32
+NARROW = {"hidden_size": 64, "num_heads": 2, "num_double_blocks": 1, "num_single_blocks": 1, "rope_dims": [8, 12, 12]}
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight samples of noise in the shapes of the small model's extractors."""
+    folder = tmp_path_factory.mktemp("data") / "encoded"
+    folder.mkdir()
+    members, records = [], []
+    for number in range(8):
+        generator = torch.Generator().manual_seed(number)
+        key = hashlib.sha1(str(number).encode()).hexdigest()
+        tensors = {
+            "latents.safetensors": {
+                "latents": torch.randn(16, 4, 4, 4, generator=generator).bfloat16(),
+                "reference": torch.randn(16, 1, 4, 4, generator=generator).bfloat16(),
+                "mouth_region": torch.zeros(4, 4, 4, dtype=torch.bool),
+                "hand_region": torch.zeros(4, 4, 4, dtype=torch.bool),
+            },
+            "audio.safetensors": {"states": torch.randn(FRAMES, 1, 160, generator=generator).half()},
+            "pose.safetensors": {
+                "keypoints": torch.rand(FRAMES, 133, 3, generator=generator).half(),
+                "mouth_open": torch.zeros(FRAMES),
+            },
+            "text.safetensors": {
+                "values": torch.randint(1, 200, (3, 12), generator=generator),
+                "mask": torch.ones(3, dtype=torch.bool),
+            },
+        }
+        members.append((key, {name: save(value) for name, value in tensors.items()} | {"json": b"{}"}))
+        records.append(
+            SampleRecord(
+                key=key,
+                source=f"noise/{number}",
+                start=0.0,
+                frames=FRAMES,
+                height=SIDE,
+                width=SIDE,
+                fps=25.0,
+                has_text=True,
+                has_audio=True,
+                has_pose=number % 2 == 0,
+                has_mouth=False,
+                licence="own",
+            )
+        )
+    shards = [write_tar(folder / f"shard-{n:06d}.tar", members[4 * n : 4 * n + 4]) for n in range(2)]
+    write_manifest(folder / MANIFEST, records)
+    recipe = {"latent_spec": {"channels": 16, "temporal_stride": 4, "spatial_stride": 8}, "text_length": 24}
+    write_index(folder, Index(kind=STATES, recipe=recipe, broken={}, shards=tuple(shards)))
+    return folder
+
+
+def toy(recipe: StageConfig, data: Path, start: Path | None, **changes: Any) -> StageConfig:
+    """A recipe with three steps on a CPU, and a narrow model."""
+    stages = tuple(replace(stage, steps=3) for stage in recipe.stages)
+    preset = {name: ComponentConfig(plugin=plugin, preset="tiny") for name, plugin in _PLUGINS.items()}
+    audio = {"audio_blocks": [0, 1]}
+    values: dict[str, Any] = {
+        "start": None if start is None else str(start),
+        "model": ModelConfig(
+            backbone=ComponentConfig(plugin="mmdit", preset="tiny", changes={**NARROW, **audio}), **preset
+        ),
+        "vae": str(TINY),
+        "data": str(data),
+        "stream": StreamConfig(batch=BatchConfig(batch_size=4)),
+        "stages": stages,
+        "segment": SegmentConfig(latent_frames=3),
+        "run": RunConfig(
+            steps=3, batch_size=4, log_every=1, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=1), precision="fp32"
+        ),
+        "activation_checkpoint": "selective",
+        "watch": WatchConfig(every=2, validation_every=3, validation_seeds=(0,), validation_steps=2, gpu=False),
+    }
+    return replace(recipe, **{**values, **changes})
+
+
+_PLUGINS = {
+    "text_encoder": "text_bytes",
+    "audio_encoder": "audio",
+    "pose_encoder": "pose_guider",
+    "pose_extractor": "skeleton",
+}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, encoded: Path) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "stage1"
+    run_stage(toy(stage1.small(), encoded, None), out)
+    return out
+
+
+def test_a_stage_leaves_a_model_rows_and_videos(first: Path) -> None:
+    model = load_model(first / "model")
+    assert sorted(read_index(first / "model").components) == [
+        "audio_encoder",
+        "backbone",
+        "pose_encoder",
+        "pose_extractor",
+        "text_encoder",
+        "vae",
+    ]
+    assert model.generation.segment_frames == 45
+    rows = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    # The first stage drops audio and pose of every sample.
+    assert not [name for row in rows for name in row if "audio" in name or "pose" in name]
+    speed = [json.loads(line) for line in (first / "watch.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in speed] == [2, 3]
+    assert speed[0]["speed/samples_per_second"] > 0
+    assert (first / "validation" / "step_00000003_seed_0.mp4").stat().st_size > 100
+
+
+def test_the_next_stage_starts_from_it_and_no_other(first: Path, encoded: Path, tmp_path: Path) -> None:
+    run_stage(toy(stage2.small(), encoded, first / "model"), tmp_path / "stage2")
+    with pytest.raises(ValueError, match=r"has gone through 'text' \(text\), but stage .* table 1, IPA"):
+        run_stage(toy(stage3.small(), encoded, first / "model"), tmp_path / "skipped")
+    assert not (tmp_path / "skipped").exists()
+    run_stage(toy(stage3.small(), encoded, tmp_path / "stage2" / "model"), tmp_path / "stage3")
+    rows = (tmp_path / "stage3" / "metrics.jsonl").read_text()
+    assert "audio" in rows
+    # It went on from the weights of before: the heaviest part of the model has hardly moved in three steps.
+    weights = [
+        load_safetensors(folder / "model" / "backbone" / "model.safetensors")["patch_embed.proj.weight"].float()
+        for folder in (first, tmp_path / "stage3")
+    ]
+    assert 0 < float((weights[1] - weights[0]).norm() / weights[0].norm()) < 0.2
+
+
+def test_a_start_of_another_architecture_is_named(first: Path, encoded: Path, tmp_path: Path) -> None:
+    config = toy(stage2.small(), encoded, first / "model")
+    audio = replace(config.model.audio_encoder, changes={"hidden_dim": 32})
+    with pytest.raises(ValueError, match=r"model/audio_encoder is of another .*: hidden_dim is 256, not 32"):
+        run_stage(replace(config, model=replace(config.model, audio_encoder=audio)), tmp_path / "out")
+
+
+def test_a_loss_that_is_not_finite_names_its_samples(encoded: Path, tmp_path: Path) -> None:
+    config = toy(stage1.small(), encoded, None)
+    broken = replace(config, run=replace(config.run, optimizer=OptimizerConfig(lr=1e30, warmup_steps=0)))
+    with pytest.raises(FloatingPointError):
+        run_stage(broken, tmp_path / "out")
+    (note,) = [json.loads(path.read_text()) for path in (tmp_path / "out" / "guard").glob("*.json")][-1:]
+    known = {hashlib.sha1(str(number).encode()).hexdigest() for number in range(8)}
+    assert len(note["keys"]) == 4
+    assert set(note["keys"]) <= known
+
+
+def test_the_command_line_runs_a_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["run", "--config", "omnihuman_train.recipes.stage2:small", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--set", "run.device=cpu", "--parts", "backbone"]) == 2
+    assert "a stage on encoded data is one part" in capsys.readouterr().err
+    assert main([*arguments, "--set", "run.device=cpu", "--set", f"start={tmp_path}"]) == 2
+    assert "has gone through no stage, but stage 'text+audio' follows 'text'" in capsys.readouterr().err
+    assert main([*arguments, "--set", "run.device=abacus"]) == 2
+    assert "run.device 'abacus' cannot be used here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_for_drawn_characters() -> None:
+    stage = Stage(name="text", steps=3, ratios=stage1.RATIOS, pictures=True)
+    with pytest.raises(ValueError, match="pictures is for runs on drawn characters"):
+        replace(stage1.small(), stages=(stage,), run=replace(stage1.small().run, steps=3))
