@@ -1,4 +1,4 @@
-"""Batches of encoded clips: the same for any number of processes and threads, exact, and robust against broken bytes."""
+"""Batches of encoded clips: the same for any number of processes and threads, and robust against broken bytes."""
 
 import logging
 import subprocess
@@ -148,6 +148,11 @@ def test_stored_latents_are_those_of_the_file(data: Path) -> None:
         assert stored[name].float().equal(converted[name])
 
 
+def read_steps(stream: FlowStream) -> None:
+    for step in range(20):
+        stream(step)
+
+
 def damage(data: Path, number: int, member: str, offset: int, value: bytes) -> str:
     """Overwrite bytes of a member; returns the name of the shard."""
     samples = ShardSet(data)
@@ -212,8 +217,7 @@ def test_a_bucket_without_a_readable_sample_stops(data: Path) -> None:
         damage(data, number, "pose.safetensors", 0, b"\xff" * 8)
     stream = flow_stream(data)
     with pytest.raises(ValueError, match=r"no sample of the bucket 13x4x12 has a readable pose\.safetensors"):
-        for step in range(20):
-            stream(step)
+        read_steps(stream)
 
 
 def test_a_shard_that_changes_while_it_is_read_stops_with_its_name(data: Path) -> None:
@@ -224,8 +228,7 @@ def test_a_shard_that_changes_while_it_is_read_stops_with_its_name(data: Path) -
     with path.open("r+b") as file:
         file.truncate(700)
     with pytest.raises(BrokenShardError, match=r"shard-000001\.tar: does not hold .* cut or changed"):
-        for step in range(20):
-            stream(step)
+        read_steps(stream)
     with pytest.raises(BrokenShardError, match=rf"shard-000001\.tar: has 700 bytes, the index says {size}"):
         flow_stream(data)
 
@@ -237,8 +240,7 @@ def test_a_shard_of_other_content_stops_with_its_name(data: Path) -> None:
     second.write_bytes(first.read_bytes())
     stream = flow_stream(data)
     with pytest.raises(BrokenShardError, match=r"shard-000001\.tar: does not hold"):
-        for step in range(20):
-            stream(step)
+        read_steps(stream)
 
 
 @pytest.mark.parametrize(

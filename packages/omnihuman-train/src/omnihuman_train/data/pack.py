@@ -114,7 +114,7 @@ class ClipMaker:
         size = (bucket.height, bucket.width)
         span: dict[str, Any] = {"start": job.start, "frames": bucket.frames, "fps": fps}
         offset = clip_files.note(notes, "sync_offset", float, None)
-        has_audio = info.has_sound and _is_synced(notes, offset, self.config.assume_sync)
+        has_audio = _is_synced(notes, offset, self.config.assume_sync) and info.has_sound
         members = {"mp4": media.encode_video(clip_files.read_video(path, **span, size=size), fps)}
         if info.has_sound:
             delay = (offset or 0.0) / SYNC_FPS if has_audio else 0.0
