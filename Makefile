@@ -1,5 +1,6 @@
 # Thin on purpose: every target makes sure that hatch is there, then calls one hatch script (see pyproject.toml).
-# Needs Python 3.11 or newer with venv, git and make.
+# Needs Python 3.11 or newer with venv, git and make. Only gpu-check does without hatch: it runs on the torch and triton
+# that $(PYTHON) has, as in: make gpu-check PYTHON=python ARGS="--groups attention"
 
 PYTHON ?= python3
 HATCH := .venv/bin/hatch
@@ -23,8 +24,8 @@ bench: $(HATCH)
 build: $(HATCH)
 	$(HATCH) run build
 
-gpu-check: $(HATCH)
-	$(HATCH) run gpu-check
+gpu-check:
+	$(PYTHON) benchmarks/kernels/gpu_check.py $(ARGS)
 
 $(HATCH): constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -206,7 +206,7 @@ def whole_run(check, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(subprocess, "run", fake)
         status = gpu_check.main()
         rows = [json.loads(line) for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
-        assert not list(tmp_path.glob("*.part"))
+        assert not list(tmp_path.glob("*.tmp"))
         return status, rows, clock[0], seen
 
     run.gpu_check = gpu_check
