@@ -90,14 +90,10 @@ class Checkpoints:
         future = start_writing(tensors, partial / _SHARDS, self._world)
         self._writing = _Writing(future, partial, target, state)
 
-    def poll(self) -> None:
-        """Give a checkpoint its name if it is written by now; does not wait, and may be called at any time.
-
-        Raises:
-            CheckpointError: as :meth:`finish`.
-        """
-        if self._writing is not None and self._writing.future.done():
-            self.finish()
+    @property
+    def written(self) -> bool:
+        """Whether this process has written its part of a checkpoint, which :meth:`finish` would give its name."""
+        return self._writing is not None and self._writing.future.done()
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if there is one.

@@ -106,9 +106,12 @@ def fit(
                     if last or (step + 1) % config.log_every == 0:
                         progress.update(bar, loss=log.flush(step + 1))
                 progress.advance(bar)
-                checkpoints.poll()
-                # The clock of the first process counts: a checkpoint is the work of all.
-                if world.gather(last or time.monotonic() - saved > 60 * config.checkpoint_minutes)[0]:
+                # All decide alike: a checkpoint is the work of all, and the clock of the first process counts.
+                due = last or time.monotonic() - saved > 60 * config.checkpoint_minutes
+                votes = world.gather((due, checkpoints.written))
+                if all(written for _, written in votes):
+                    checkpoints.finish()
+                if votes[0][0]:
                     checkpoints.save(step + 1, model, ema, optimizer)
                     saved = time.monotonic()
         checkpoints.finish()

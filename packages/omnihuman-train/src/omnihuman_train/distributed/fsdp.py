@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.distributed.activation_checkpoint import blocks_of
 from omnihuman_train.distributed.mesh import World
+from omnihuman_train.distributed.sequence_parallel import parallelize_sequence
 from omnihuman_train.distributed.shards import fill, local
 
 Batch = Mapping[str, Any]
@@ -36,10 +37,15 @@ def place(model: nn.Module, world: World, precision: Literal["bf16", "fp32"] = "
         model: Real on the first process, with its initial or pretrained weights.
         world: Processes of the run.
         precision: As :func:`shard`.
+
+    Raises:
+        ValueError: processes that share samples, and a model or sizes that cannot be split among them.
     """
     if world.weights is None:
         model.to(world.device)
         return
+    if world.sequence_group is not None:
+        parallelize_sequence(getattr(model, "backbone", model), world.sequence_group)
     weights = tensors_of(model) if world.main else None
     # From here on all processes do the same, and none holds more than one tensor that is not its own.
     model.to("meta")
