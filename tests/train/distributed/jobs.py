@@ -1,0 +1,143 @@
+"""What the processes of the tests do."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omnihuman_core.checkpoint import save_safetensors
+from omnihuman_train.config import FlowConfig, OptimizerConfig, ParallelConfig, RunConfig
+from omnihuman_train.distributed.fsdp import first_builds
+from omnihuman_train.distributed.mesh import join
+from omnihuman_train.distributed.shards import whole
+from omnihuman_train.model import OmniModel
+from omnihuman_train.objective import FlowObjective
+from omnihuman_train.runs import shares
+from omnihuman_train.stages import Ratios, Stage
+from omnihuman_train.trainer import fit
+from omnihuman_train.watching import Watcher
+from tests.train.models import flow_batches, narrow_mmdit, toy_model
+
+STEPS = 20
+# Pose joins late, and then few samples keep it: steps and processes without any are among them.
+STAGES = (
+    Stage(name="text+audio", steps=8, ratios=Ratios(text=0.9, audio=0.5, pose=0.0)),
+    Stage(name="all", steps=STEPS - 8, ratios=Ratios(text=0.9, audio=0.5, pose=0.25)),
+)
+
+
+class Stop(Exception):
+    """A run that ends before its time."""
+
+
+def settings(name: Any = "adamw", *, accumulate: int = 1, minutes: float = 60.0, **parallel: int) -> RunConfig:
+    """Twenty steps of eight samples."""
+    return RunConfig(
+        steps=STEPS,
+        batch_size=8,
+        precision="fp32",
+        log_every=1,
+        checkpoint_minutes=minutes,
+        ema_decay=0.9,
+        accumulate=accumulate,
+        parallel=ParallelConfig(**parallel),
+        optimizer=OptimizerConfig(name=name, lr=1e-3, muon_lr=1e-3, warmup_steps=2, decay_fraction=0.5),
+    )
+
+
+def model() -> OmniModel:
+    """A narrow MMDiT whose blocks all compute something from the first step on."""
+    made = toy_model(narrow_mmdit(), probe=True)
+    torch.manual_seed(3)
+    for parameter in made.parameters():
+        # Zero at the start: what they multiply would have no gradient.
+        if not parameter.is_meta and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return made
+
+
+def train(
+    out: str,
+    latents: str,
+    *,
+    stop: int | None = None,
+    disk: int | None = None,
+    wide: bool = False,
+    watchers: Sequence[Watcher] = (),
+    **changes: Any,
+) -> None:
+    """Train in ``out``; whole weights and their average end up in ``model`` and ``ema.safetensors`` there.
+
+    Args:
+        out: Folder of the run.
+        latents: Encoded clips.
+        stop: Step before which the run ends.
+        disk: Bytes that a file may have after the first checkpoints.
+        wide: Another architecture.
+        watchers: Of the run.
+        changes: Of :func:`settings`.
+    """
+    torch.set_num_threads(1)
+    config, folder = settings(**changes), Path(out)
+    world = join(config.parallel, config.device)
+    with first_builds(world):
+        trained = model()
+        if wide:
+            trained.mouth_probe = torch.nn.Linear(8, 3)
+
+    def supply(source: Any) -> Any:
+        def batch(step: int) -> Any:
+            if step == stop:
+                raise Stop
+            if step == 4 and disk is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (disk, resource.RLIM_INFINITY))
+            return source(step)
+
+        return batch
+
+    sources = shares(flow_batches(Path(latents), batch_size=8, stages=STAGES), world, config)
+    objective = FlowObjective(FlowConfig(mouth_weight=2.0, mouth_probe_weight=0.1))
+    ema = fit(
+        trained,
+        objective,
+        [supply(source) for source in sources],
+        config,
+        folder,
+        resolved='name = "toy"\n',
+        title="toy",
+        world=world,
+        watchers=watchers,
+    )
+    averages = ema.whole_state(trained, keep=world.main)
+    weights = {name: whole(value) for name, value in trained.state_dict().items()}
+    if world.main:
+        save_safetensors(weights, folder / "model.safetensors")
+        save_safetensors(averages, folder / "ema.safetensors")
+
+
+def wrap(out: str, world: int, preset: str) -> None:
+    """Shard a preset of the backbone as rank 0 of a made-up ``world``, on meta; its numbers end up in ``out``."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from omnihuman_core.mmdit import MMDiT
+    from omnihuman_train.distributed.fsdp import rank_memory, shard
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    with torch.device("meta"):
+        made = MMDiT(MMDiT.presets[preset]())
+    count = sum(parameter.numel() for parameter in made.parameters())
+    largest = sorted(sum(p.numel() for p in block.parameters()) for block in [*made.double_blocks, *made.single_blocks])
+    shard(made, join(ParallelConfig(), "cpu"))
+    sharded = [isinstance(p, DTensor) and p.placements[0].is_shard() for p in made.parameters()]
+    held = sum(p.to_local().numel() for p in made.parameters() if isinstance(p, DTensor))
+    memory = vars(rank_memory(made))
+    Path(out).write_text(
+        json.dumps({"count": count, "all": all(sharded), "held": held, "blocks": largest[-2:], "memory": memory})
+    )
