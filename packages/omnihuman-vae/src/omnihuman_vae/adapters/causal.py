@@ -22,7 +22,7 @@ Border = Literal["zeros", "replicate"]
 Prepare = Callable[[Tensor], Tensor]
 
 # Values of an activation that are padded or normalised at once; a slab holds at least one frame.
-SLAB_VALUES = 1 << 22
+SLAB_VALUES = 1 << 21
 
 ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 

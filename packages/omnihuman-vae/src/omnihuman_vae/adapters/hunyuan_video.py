@@ -22,8 +22,8 @@ from omnihuman_vae.adapters.hunyuan_layers import (
 from omnihuman_vae.adapters.tiles import Step
 from omnihuman_vae.layers import Cache
 
-STATISTICS_INTERVAL = 16
-"""Latent frames between the pairs that the norms of tiles take their statistics from."""
+STATISTICS_FRAMES = 1
+"""Latent frames, from the start of a clip, that the norms of tiles take their statistics from."""
 
 
 class HunyuanVideoEncoder(nn.Module):
@@ -103,8 +103,8 @@ class HunyuanVideoVAE(PublicVideoVAE):
 
     Its group norms see the whole clip, later frames included. So the contract's causality holds for everything but the
     statistics of those norms, and a stream, which has the statistics of the frames so far, is close to the whole but
-    not equal: ``streaming_tolerance`` is None. A clip that comes as one piece is decoded exactly. Tiles share statistics
-    taken from a part of the frames, so that they fit each other without a seam.
+    not equal: ``streaming_tolerance`` is None. A clip that comes as one piece is decoded exactly. Tiles share
+    statistics taken from the first frames, so that they fit each other without a seam.
 
     Attributes:
         config: The architecture.
@@ -134,13 +134,9 @@ class HunyuanVideoVAE(PublicVideoVAE):
         return pixels
 
     def tile_statistics(self, features: Tensor) -> Cache:
-        """Statistics of pairs of latent frames, spread over the clip, which all tiles then use."""
+        """Statistics of the clip's first latent frames, which all tiles use for the whole clip."""
         cache = NormsOnly()
-        frames = features.shape[2]
-        count = max(frames // STATISTICS_INTERVAL, 1)
-        for i in range(count):
-            start = max(round((i + 0.5) * frames / count) - 1, 0)
-            x = features[:, :, start : start + 2]
-            for step in self.decoder.steps():
-                x = step.module(x, cache)
+        x = features[:, :, :STATISTICS_FRAMES]
+        for step in self.decoder.steps():
+            x = step.module(x, cache)
         return cache

@@ -1,9 +1,9 @@
 """Decoding a picture tile by tile, each tile a stream, so that the tiles are pieces of the untiled result.
 
 Convolutions reach a known number of positions, so a tile that starts out larger and loses its rim on the way ends as
-exactly the piece of the whole. The rim is counted back from the pixels, level by level; where it would leave the picture
-there is the picture's border instead. What sees the whole picture, the attention in the middle, runs before on the
-whole clip, at the size of the latents.
+exactly the piece of the whole. The rim is counted back from the pixels, level by level; where it would leave the
+picture there is the picture's border instead. What sees the whole picture, the attention in the middle, runs before on
+the whole clip, at the size of the latents.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def sides_inside(cache: Cache | None) -> Sides:
 
 @dataclass(frozen=True)
 class Step:
-    """A module of the decoder's tail: how many positions of its result's size it reaches, whether it doubles the picture."""
+    """A module of the decoder's tail: positions of its result that it reaches, whether it doubles the picture."""
 
     module: Callable[[Tensor, Cache | None], Tensor]
     reach: int

@@ -1,13 +1,17 @@
 """VAE decode and encode against diffusers: same weights, same process, interleaved, medians of CPU seconds.
 
-    python benchmarks/end_to_end/vae_decode.py [--models hunyuan_video,wan] [--narrow 4] [--repeats 3] [--save]
+    python benchmarks/end_to_end/vae.py [--models hunyuan_video,wan] [--narrow 4] [--repeats 3] [--save]
 
 Weights are random, so that nothing has to be downloaded: time and memory do not depend on their values. ``--narrow``
-divides the widths of the published models. Three comparisons per model:
+divides the widths of the published models. Two kinds of comparisons per model:
 
-* decode and encode of a picture that both do whole;
-* a longer clip: our stream, with the output handed on piece by piece, against diffusers' default tiling;
-* the peak memory of that clip, each in a process of its own, above what the process held before.
+* decode and encode of a few frames that both do whole;
+* a longer clip, decoded as a stream, handed on piece by piece, and in tiles, and encoded as a stream, against
+  diffusers' default tiling. Each way runs in a process of its own, in turns, and its peak memory is what it takes above
+  what the process held.
+
+torch's own path for 3D convolutions is several times as slow for small inputs as for large ones, and diffusers takes it
+at these sizes in places; ours never does. At full size the difference is smaller: ``--narrow 1`` where there is time.
 
 Before anything is timed, both must agree on the untiled result; a difference ends the run.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +36,6 @@ import torch
 from omnihuman_vae.adapters import HunyuanVideoVAE, WanVAE
 from omnihuman_vae.adapters.hunyuan_config import hunyuan_video
 from omnihuman_vae.adapters.wan_config import wan_2_1
-from omnihuman_vae.tiling import TiledVideoVAE, TilingConfig
 
 RESULTS = Path(__file__).parents[1] / "results"
 TOLERANCE = 1e-5
@@ -39,25 +43,15 @@ TOLERANCE = 1e-5
 # Latent frames, height and width of what is done whole.
 PICTURE = (2, 16, 16)
 # A quarter of 480 x 832, with diffusers' tiles (256 px, 192 px apart) scaled alike; time keeps its default tiles.
-CLIP = (9, 15, 26)
+CLIP = (5, 15, 26)
 TILE, STRIDE = 64, 48
 
-# How each way decodes the clip.
-WAYS = ("diffusers tiled", "stream", "tiles, each streamed")
+# Pixels of our tiles; there is no overlap to choose.
+OUR_TILE = 104
 
-
-class Streamed:
-    """Decodes whole clips as a stream of single latent frames, so that one tile has one set of caches at a time."""
-
-    def __init__(self, vae: HunyuanVideoVAE | WanVAE) -> None:
-        self.vae = vae
-        self.latent_spec = vae.latent_spec
-        self.streaming_tolerance = vae.streaming_tolerance
-        self.encode = vae.encode
-        self.decode_stream = vae.decode_stream
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return torch.cat(list(self.vae.decode_stream(latents.split(1, dim=2))), dim=2)
+# How each way decodes or encodes the clip; the first of each is what the others are measured against.
+DECODES = ("diffusers tiled", "stream", "tiles")
+ENCODES = ("diffusers tiled encode", "encode stream")
 
 
 def build(model: str, narrow: int) -> tuple[Any, HunyuanVideoVAE | WanVAE]:
@@ -88,57 +82,61 @@ def inputs(size: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     return latents, video
 
 
-def paired(theirs: Callable[[], object], ours: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Medians of CPU seconds of both, run in turns; other load on the machine changes them little."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Medians of CPU seconds of several functions, run in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
-        for function, times in zip((theirs, ours), seconds, strict=True):
+        for name, function in ways.items():
             started = time.process_time()
             function()
-            times.append(time.process_time() - started)
-    theirs_s, ours_s = (statistics.median(times) for times in seconds)
-    return {"diffusers_s": round(theirs_s, 3), "ours_s": round(ours_s, 3), "speedup": round(theirs_s / ours_s, 3)}
+            seconds[name].append(time.process_time() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def way(name: str, theirs: Any, ours: HunyuanVideoVAE | WanVAE, latents: torch.Tensor) -> Callable[[], object]:
-    """One of :data:`WAYS` to decode a clip."""
-    if name == "diffusers tiled":
+def way(name: str, theirs: Any, ours: HunyuanVideoVAE | WanVAE, clip: tuple[torch.Tensor, torch.Tensor]) -> object:
+    """Decode or encode a clip in one of the ways."""
+    latents, video = clip
+    if name.startswith("diffusers"):
         theirs.enable_tiling(
             tile_sample_min_height=TILE,
             tile_sample_min_width=TILE,
             tile_sample_stride_height=STRIDE,
             tile_sample_stride_width=STRIDE,
         )
-        return lambda: theirs.decode(latents)
-    if name == "tiles, each streamed":
-        tiled = TiledVideoVAE(Streamed(ours), TilingConfig(tile_size=TILE, overlap=TILE - STRIDE))
-        return lambda: tiled.decode(latents)
-
-    def stream() -> None:
+        return theirs.decode(latents) if name == DECODES[0] else theirs.encode(video)
+    if name == "tiles":
+        return ours.decode_tiled(latents, OUR_TILE)
+    if name == "stream":
         for _ in ours.decode_stream(latents.split(1, dim=2)):
             pass
-
-    return stream
-
-
-def peak_mib(model: str, narrow: int, name: str) -> float:
-    """Peak memory of one way above what the process held before, in MiB."""
-    command = [sys.executable, __file__, "--models", model, "--narrow", str(narrow), "--peak-of", name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        return None
+    return list(ours.encode_stream(video.split([1, *(4,) * (latents.shape[2] - 1)], dim=2)))
 
 
-def measure_peak(model: str, narrow: int, name: str) -> float:
+def alone(model: str, narrow: int, name: str) -> tuple[float, float]:
+    """CPU seconds and peak MiB of one way, in a process of its own, above what that held before."""
+    command = [sys.executable, __file__, "--models", model, "--narrow", str(narrow), "--alone", name]
+    # Large blocks go back when they are freed: what is resident is what is in use, on both sides.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 18)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    seconds, mib = map(float, done.stdout.split()[-2:])
+    return seconds, mib
+
+
+def measure_alone(model: str, narrow: int, name: str) -> tuple[float, float]:
+    """What the process of :func:`alone` does."""
     theirs, ours = build(model, narrow)
-    small = inputs((2, 4, 4))[0]
+    latents, video = inputs((2, 4, 4))
     # Libraries allocate on their first use.
-    theirs.decode(small)
-    ours.decode(small)
-    run = way(name, theirs, ours, inputs(CLIP)[0])
+    for vae in (theirs, ours):
+        vae.decode(latents)
+        vae.encode(video)
+    clip = inputs(CLIP)
     # Linux: forget the peak of building the models.
     Path("/proc/self/clear_refs").write_text("5")
-    before = resident_mib("VmRSS")
-    run()
-    return resident_mib("VmHWM") - before
+    before, started = resident_mib("VmRSS"), time.process_time()
+    way(name, theirs, ours, clip)
+    return time.process_time() - started, resident_mib("VmHWM") - before
 
 
 def resident_mib(field: str) -> float:
@@ -169,15 +167,32 @@ def measure(model: str, narrow: int, repeats: int) -> list[dict[str, Any]]:
         "encode whole": (lambda: theirs.encode(video), lambda: ours.encode(video)),
     }
     for what, (a, b) in pairs.items():
-        rows.append({"model": model, "what": what, **paired(a, b, repeats)})
-    clip, _ = inputs(CLIP)
-    base = WAYS[0]
-    peaks = {name: peak_mib(model, narrow, name) for name in WAYS}
-    for name in WAYS[1:]:
-        times = paired(way(base, theirs, ours, clip), way(name, theirs, ours, clip), max(repeats // 3, 1))
-        memory = {"diffusers_mib": round(peaks[base]), "ours_mib": round(peaks[name])}
-        rows.append({"model": model, "what": f"decode clip, {name}", **times, **memory})
-        rows[-1]["memory_ratio"] = round(peaks[name] / peaks[base], 3)
+        seconds = interleaved({"diffusers": a, "ours": b}, repeats)
+        rounded = {f"{name}_s": round(value, 3) for name, value in seconds.items()}
+        speedup = round(seconds["diffusers"] / seconds["ours"], 3)
+        rows.append({"model": model, "what": what, **rounded, "speedup": speedup})
+    for names in (DECODES, ENCODES):
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for _ in range(max(repeats // 3, 1)):
+            for name in names:
+                results[name].append(alone(model, narrow, name))
+        medians = {
+            name: [statistics.median(values) for values in zip(*runs, strict=True)] for name, runs in results.items()
+        }
+        base_s, base_mib = medians.pop(names[0])
+        for name, (ours_s, ours_mib) in medians.items():
+            rows.append(
+                {
+                    "model": model,
+                    "what": f"clip, {name}",
+                    "diffusers_s": round(base_s, 3),
+                    "ours_s": round(ours_s, 3),
+                    "speedup": round(base_s / ours_s, 3),
+                    "diffusers_mib": round(base_mib),
+                    "ours_mib": round(ours_mib),
+                    "memory_ratio": round(ours_mib / base_mib, 3),
+                }
+            )
     return rows
 
 
@@ -194,13 +209,13 @@ def main() -> int:
     parser.add_argument("--narrow", type=int, default=4, help="divides the widths of the published models")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
-    parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=[*DECODES, *ENCODES], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     models = arguments.models.split(",")
     with torch.inference_mode():
-        if arguments.peak_of:
-            print(measure_peak(models[0], arguments.narrow, arguments.peak_of))
+        if arguments.alone:
+            print(*measure_alone(models[0], arguments.narrow, arguments.alone))
             return 0
         rows = [row for model in models for row in measure(model, arguments.narrow, arguments.repeats)]
     text = (
@@ -211,7 +226,7 @@ def main() -> int:
     print(text)
     if arguments.save:
         RESULTS.mkdir(exist_ok=True)
-        stem = RESULTS / f"vae_decode_cpu_{datetime.now(UTC):%Y%m}"
+        stem = RESULTS / f"vae_cpu_{datetime.now(UTC):%Y%m}"
         stem.with_suffix(".md").write_text(f"# VAE against diffusers\n\n{text}", encoding="utf-8")
         stem.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return 0
