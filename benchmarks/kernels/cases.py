@@ -271,8 +271,8 @@ def packed_attention_cases() -> Iterator[Case]:
     )
 
 
-# Other tiles that compile without spills, by kind: measured next to the one in the table, so that the table can be
-# corrected. Those of the two deterministic passes, the table's own among them, are measured next to the one pass.
+# Other tiles, by kind: measured next to what the table has, so that the table can be corrected. Those of "backward" run
+# in one pass, next to the table's two; the first spills 152 bytes under triton 3.6, the others nothing.
 ALTERNATIVES = {
     "forward": [
         _launch.Tile(block_m=128, block_n=128, num_warps=8, num_stages=2, tma=True),
@@ -280,12 +280,11 @@ ALTERNATIVES = {
         _launch.Tile(block_m=128, block_n=64, num_warps=4, num_stages=3, tma=True, warp_specialize=True),
     ],
     "backward": [
-        _launch.Tile(block_m=64, block_n=128, num_warps=8, num_stages=1, tma=True),
+        _launch.Tile(block_m=64, block_n=128, num_warps=8, num_stages=2, tma=True),
         _launch.Tile(block_m=64, block_n=64, num_warps=8, num_stages=2, tma=True),
         _launch.Tile(block_m=32, block_n=128, num_warps=8, num_stages=2, tma=True),
     ],
     "backward_kv": [
-        _launch.Tile(block_m=64, block_n=128, num_warps=8, num_stages=2, tma=True),
         _launch.Tile(block_m=64, block_n=128, num_warps=4, num_stages=2, tma=True, warp_specialize=True),
         _launch.Tile(block_m=32, block_n=128, num_warps=8, num_stages=2, tma=True),
     ],

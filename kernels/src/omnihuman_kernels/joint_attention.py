@@ -3,10 +3,10 @@ r"""Non-causal flash attention over a packed sequence: dense, with a key mask, o
 .. math::
     o_i = \sum_j \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt K}\right) v_j
 
-Forward keeps the logarithm (base 2) of each row's sum; backward computes the weights again from it. On Hopper one pass
-over the keys makes all gradients with five products; it adds to dq in memory, in float32 and in no fixed order. Under
-``torch.use_deterministic_algorithms`` and on other GPUs two passes, one for dq and one for dk and dv, form the weights
-twice, with seven products, and give the same bits on every run.
+Forward keeps the logarithm (base 2) of each row's sum; backward computes the weights again from it. Two passes, one for
+dq and one for dk and dv, form the weights twice, with seven products, and give the same bits on every run. Where the
+tables have a tile for it (Hopper, head dim up to 64) and torch is not asked for deterministic algorithms, one pass over
+the keys makes all gradients with five products; it adds to dq in memory, in float32 and in no fixed order.
 
 ``4 N L M K`` flops forward, ``10 N L M K`` backward in one pass, ``14 N L M K`` in two: bound by the matrix units from
 a few hundred tokens. A query of width ``h`` moves ``8 h`` bytes forward in 2-byte numbers. The pass over the keys adds

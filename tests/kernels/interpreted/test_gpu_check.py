@@ -323,3 +323,18 @@ def test_without_diffusers_the_model_is_still_measured(check, dit, monkeypatch):
     row = check[0].measure(dit, "forward", 1e12)
     assert set(row["peers"]) == {"plain torch"}
     assert row["refused"] == dict.fromkeys(["diffusers default", "diffusers best"], "diffusers not installed")
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward", "backward_kv", "backward_q"])
+def test_a_tile_is_tried_next_to_the_table_which_stays(check, monkeypatch, kind):
+    gpu_check, _ = check
+    import cases
+
+    from omnihuman_kernels import _launch
+
+    monkeypatch.setattr(cases, "noise", lambda *shape: torch.randn(3, 1, 5, 1, 16))
+    before = {name: dict(rows["hopper"]) for name, rows in _launch.ATTENTION_TILES.items() if "hopper" in rows}
+    row = gpu_check.try_tile(kind, cases.ALTERNATIVES[kind][0])
+    assert row["status"] == "alternative", row
+    assert row["tile"]["block_m"] == cases.ALTERNATIVES[kind][0].block_m
+    assert before == {name: dict(rows["hopper"]) for name, rows in _launch.ATTENTION_TILES.items() if "hopper" in rows}

@@ -121,18 +121,20 @@ def test_every_output_is_written(one_pass, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("row", "dtype", "describe", "expected"),
+    ("row", "dtype", "head_dim", "describe", "expected"),
     [
-        ("hopper", torch.bfloat16, True, True),
-        ("hopper", torch.bfloat16, False, False),
-        ("hopper", torch.float32, True, False),
-        ("blackwell", torch.bfloat16, True, False),
-        ("plain", torch.float16, True, False),
+        ("hopper", torch.bfloat16, 64, True, True),
+        ("hopper", torch.float16, 16, True, True),
+        ("hopper", torch.bfloat16, 128, True, False),
+        ("hopper", torch.bfloat16, 64, False, False),
+        ("hopper", torch.float32, 64, True, False),
+        ("blackwell", torch.bfloat16, 64, True, False),
+        ("plain", torch.float16, 64, True, False),
     ],
 )
-def test_one_pass_needs_sums_through_descriptors(monkeypatch, row, dtype, describe, expected):
+def test_one_pass_needs_a_tile_and_sums_through_descriptors(monkeypatch, row, dtype, head_dim, describe, expected):
     monkeypatch.setattr(_launch, "architecture", lambda x: row)
-    x = torch.empty(1, dtype=dtype)
+    x = torch.empty(1, head_dim, dtype=dtype)
     assert _launch.one_pass(x, describe=describe) is expected
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert not _launch.one_pass(x, describe=describe)
