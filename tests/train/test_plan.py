@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -187,3 +190,32 @@ def test_the_command_prints_tables_and_a_verdict(capsys: pytest.CaptureFixture[s
     assert "the smallest change that would: --set run.accumulate=4" in out.splitlines()[-1]
     sizes = ParallelConfig(sequence=3).sizes(6)
     assert make_plan(changed(workload(stage1.small()), sequence=3), gpu("h100"), 6).sizes == sizes
+
+
+WRAP = """
+import json, sys
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from omnihuman_train.config import ParallelConfig
+from omnihuman_train.distributed.fsdp import rank_memory, shard
+from omnihuman_train.distributed.mesh import join
+from omnihuman_train.recipes import stage3
+from omnihuman_train.workload import workload
+
+dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=64)
+model = workload(stage3.hunyuan_video()).model
+shard(model, join(ParallelConfig(), "cpu"))
+assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+print(json.dumps(vars(rank_memory(model))))
+"""
+
+
+def test_fsdp_holds_of_the_13b_model_what_was_planned() -> None:
+    """FSDP2 really wraps it on meta, as rank 0 of 64."""
+    done = subprocess.run([sys.executable, "-c", WRAP], capture_output=True, text=True, check=True)
+    held = json.loads(done.stdout.splitlines()[-1])
+    work = workload(stage3.hunyuan_video())
+    planned = weight_memory(work.model, work.optimizer, shards=64)
+    for name, count in held.items():
+        assert getattr(planned, name) == pytest.approx(count, rel=0.03), name
