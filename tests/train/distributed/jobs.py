@@ -12,7 +12,7 @@ import torch
 
 from omnihuman_core.checkpoint import save_safetensors
 from omnihuman_train.config import FlowConfig, OptimizerConfig, ParallelConfig, RunConfig
-from omnihuman_train.distributed.fsdp import first_builds
+from omnihuman_train.distributed.fsdp import first_builds, gathered
 from omnihuman_train.distributed.mesh import join
 from omnihuman_train.distributed.shards import whole
 from omnihuman_train.model import OmniModel
@@ -113,6 +113,11 @@ def train(
         world=world,
         watchers=watchers,
     )
+    # Every process may use the model after training, as validation does.
+    example = next(iter(sources))(3)
+    with gathered(trained):
+        after = objective(trained, {**example, "pose_maps": None}).loss.item()
+    assert torch.isfinite(torch.tensor(after))
     averages = ema.whole_state(trained, keep=world.main)
     weights = {name: whole(value) for name, value in trained.state_dict().items()}
     if world.main:
@@ -128,16 +133,27 @@ def wrap(out: str, world: int, preset: str) -> None:
 
     from omnihuman_core.mmdit import MMDiT
     from omnihuman_train.distributed.fsdp import rank_memory, shard
+    from omnihuman_train.memory import weight_memory
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     with torch.device("meta"):
         made = MMDiT(MMDiT.presets[preset]())
     count = sum(parameter.numel() for parameter in made.parameters())
+    planned = vars(weight_memory(made, OptimizerConfig(), shards=world))
     largest = sorted(sum(p.numel() for p in block.parameters()) for block in [*made.double_blocks, *made.single_blocks])
     shard(made, join(ParallelConfig(), "cpu"))
     sharded = [isinstance(p, DTensor) and p.placements[0].is_shard() for p in made.parameters()]
     held = sum(p.to_local().numel() for p in made.parameters() if isinstance(p, DTensor))
     memory = vars(rank_memory(made))
     Path(out).write_text(
-        json.dumps({"count": count, "all": all(sharded), "held": held, "blocks": largest[-2:], "memory": memory})
+        json.dumps(
+            {
+                "count": count,
+                "all": all(sharded),
+                "held": held,
+                "blocks": largest[-2:],
+                "memory": memory,
+                "planned": planned,
+            }
+        )
     )

@@ -20,3 +20,6 @@ def test_every_parameter_of_the_large_model_is_sharded(tmp_path: Path, ranks: Se
     assert memory["weights"] == memory["gradients"] == memory["average"] == 4 * found["held"]
     assert memory["moments"] == 8 * found["held"]
     assert 2 * sum(found["blocks"]) < memory["gathered"] < 2 * (sum(found["blocks"]) + 0.05 * found["count"])
+    # What is planned without wrapping anything.
+    for part, held in memory.items():
+        assert found["planned"][part] == pytest.approx(held, rel=0.03), part

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -118,6 +118,19 @@ def loss_function(
     register_fsdp_forward_method(model, name)
     computed: Callable[[Batch], LossOutput] = getattr(model, name)
     return lambda batch: computed(_same_parts(batch, world))
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Lets a placed model be used outside of training, without gradients; all processes must do the same in it."""
+    with torch.no_grad():
+        if isinstance(model, FSDPModule):
+            model.unshard()
+        try:
+            yield
+        finally:
+            if isinstance(model, FSDPModule):
+                model.reshard()
 
 
 def _same_parts(batch: Batch, world: World) -> Batch:
