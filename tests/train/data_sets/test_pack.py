@@ -55,6 +55,8 @@ def levels(video: torch.Tensor) -> list[int]:
         (25, 0.0, 50.0, [0, 0, 1, 1, 2]),
         (30, 0.0, 25.0, [0, 1, 3, 4, 5]),
         (25, 0.88, 25.0, [22, 23, 24, 25, 26]),
+        # Far enough in that the file is not decoded from its start.
+        (10, 2.0, 10.0, [20, 21, 22, 23, 24]),
     ],
 )
 def test_frames_are_those_that_a_player_shows(
@@ -138,25 +140,20 @@ def test_flac_and_png_keep_every_bit_and_mp4_nearly(tmp_path: Path) -> None:
 def test_media_that_do_not_fit_are_broken_samples(member: str, message: str) -> None:
     mp4 = media.encode_video(torch.zeros(5, 32, 48, 3, dtype=torch.uint8), 25.0)
     flac = media.encode_sound(torch.zeros(100))
+    png = media.encode_picture(torch.zeros(16, 16, 3).byte())
+    frames = torch.empty(5, 32, 48, 3, dtype=torch.uint8)
+    decode = {
+        "video": lambda: media.decode_video(mp4, torch.empty(6, 32, 48, 3, dtype=torch.uint8)),
+        "cut": lambda: media.decode_video(mp4[: len(mp4) // 2], frames),
+        "size": lambda: media.decode_video(mp4, torch.empty(5, 16, 16, 3, dtype=torch.uint8)),
+        "script": lambda: media.decode_video(b"ffconcat version 1.0\nfile /etc/passwd\n", frames),
+        "sound": lambda: media.decode_sound(flac, samples=10),
+        "short": lambda: media.decode_sound(flac, samples=101),
+        "picture": lambda: media.decode_picture(png, height=32, width=32),
+        "jpeg": lambda: media.decode_picture(b"\xff\xd8\xff\xe0 no png", height=32, width=32),
+    }[member]
     with pytest.raises(BrokenSampleError, match=message):
-        if member == "video":
-            media.decode_video(mp4, torch.empty(6, 32, 48, 3, dtype=torch.uint8))
-        elif member == "cut":
-            media.decode_video(mp4[: len(mp4) // 2], torch.empty(5, 32, 48, 3, dtype=torch.uint8))
-        elif member == "size":
-            media.decode_video(mp4, torch.empty(5, 16, 16, 3, dtype=torch.uint8))
-        elif member == "script":
-            media.decode_video(
-                b"ffconcat version 1.0\nfile /etc/passwd\n", torch.empty(5, 32, 48, 3, dtype=torch.uint8)
-            )
-        elif member == "sound":
-            media.decode_sound(flac, samples=10)
-        elif member == "short":
-            media.decode_sound(flac, samples=101)
-        elif member == "picture":
-            media.decode_picture(media.encode_picture(torch.zeros(16, 16, 3).byte()), height=32, width=32)
-        else:
-            media.decode_picture(b"\xff\xd8\xff\xe0 no png", height=32, width=32)
+        decode()
 
 
 def test_clips_are_cut_longest_first_and_sizes_keep_their_shape() -> None:
