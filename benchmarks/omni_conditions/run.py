@@ -1,6 +1,6 @@
 """Train and measure the small model under other data, orders and ratios of conditions (the paper's table 1, in small).
 
-    python benchmarks/omni_conditions/run.py --out runs/omni [--variants text_0,ipa,...] [--seeds 3] [--steps 350]
+    python benchmarks/omni_conditions/run.py --out runs/omni [--variants text_0,ipa,...] [--seeds 3] [--steps 450]
 
 Needs the encoded clips and the VAE of a run of the recipe `tiny` (``--run runs/tiny``, parts render, vae, encode and,
 if it has one, decoder). Trains one thing at a time on the threads of ``OMP_NUM_THREADS``; the same command goes on

@@ -99,7 +99,7 @@ def train_variant(variant: Variant, seed: int, protocol: Protocol, source: Path,
     """Train what of the variant is not there yet; returns the folder of its last phase."""
     folder = out / "stage1"
     data = write_data(source, out / "data", protocol, 0.0)
-    _train_phase(protocol, data, FIRST, protocol.first_steps, folder, seed=MODEL_SEED, start=None, last=True)
+    _train_phase(protocol, data, FIRST, protocol.first_steps, folder, seed=MODEL_SEED, start=None, last=False)
     data = write_data(source, out / "data", protocol, variant.share)
     for number, (name, path) in enumerate(variant.chain()):
         before, folder = folder, out / f"seed{seed}" / name
@@ -135,7 +135,7 @@ def _train_phase(
         name="muon",
         lr=protocol.learning_rate,
         muon_lr=2 * protocol.learning_rate,
-        warmup_steps=min(30, steps),
+        warmup_steps=min(20, steps),
         decay_fraction=0.4 if last else 0.0,
     )
     run = RunConfig(

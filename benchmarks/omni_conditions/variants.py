@@ -33,9 +33,9 @@ class Protocol:
 
     fit: int = 512
     pool: int = 1024
-    first_steps: int = 300
-    phase_steps: int = 350
-    batch_size: int = 16
+    first_steps: int = 400
+    phase_steps: int = 450
+    batch_size: int = 12
     width: int = 128
     double_blocks: int = 1
     single_blocks: int = 4
