@@ -39,7 +39,7 @@ class Protocol:
     width: int = 128
     double_blocks: int = 1
     single_blocks: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     clips: int = 40
     num_steps: int = 12
     guidance_scale: float = 3.0
