@@ -39,7 +39,7 @@ class ClipNorm(nn.GroupNorm):
             What maps ``(B, C, T', H, W)`` to its normalised values.
         """
         if isinstance(cache, TileCache):
-            return self._apply(cache.statistics[self], activation=activation)
+            return self._mapping(cache.statistics[self], activation=activation)
         earlier = None if cache is None else cache.get(self)
         for start, stop in slabs(x):
             values = rearrange(x[:, :, start:stop], "b c t h w -> b (t h w) c").float()  # (B, L, C)
@@ -58,9 +58,9 @@ class ClipNorm(nn.GroupNorm):
         assert earlier is not None
         if cache is not None:
             cache[self] = earlier
-        return self._apply(earlier, activation=activation)
+        return self._mapping(earlier, activation=activation)
 
-    def _apply(self, statistics: Tensor, *, activation: bool) -> Prepare:
+    def _mapping(self, statistics: Tensor, *, activation: bool) -> Prepare:
         count, mean, squares = statistics
         scale = (squares / count + self.eps).rsqrt()
         repeats = self.num_channels // self.num_groups

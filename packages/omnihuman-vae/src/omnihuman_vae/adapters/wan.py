@@ -233,6 +233,7 @@ class WanDecoder(nn.Module):
         """What sees a neighbourhood, from :meth:`stem` to pixels."""
         steps = []
         for level in self.up_blocks:
+            assert isinstance(level, WanUpBlock)
             steps += [Step(block, reach=2) for block in level.resnets]
             steps += [Step(upsample, reach=2, doubles=True) for upsample in level.upsamplers]
         return [*steps, Step(self._head, reach=1)]
