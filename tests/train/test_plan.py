@@ -19,11 +19,12 @@ from omnihuman_train.config import OptimizerConfig, ParallelConfig
 from omnihuman_train.ema import Ema
 from omnihuman_train.flops import SampleTokens, forward_flops
 from omnihuman_train.gpus import GPUS, gpu
-from omnihuman_train.memory import _inputs, activation_memory, saved_bytes, shard_numel, weight_memory
+from omnihuman_train.memory import activation_memory, shard_numel, weight_memory
 from omnihuman_train.model import OmniModel
 from omnihuman_train.optim import OptimizerGroup
 from omnihuman_train.plan import make_plan, smallest_change, step_time
 from omnihuman_train.recipes import stage1, stage3, tiny
+from omnihuman_train.saved_tensors import fused_ops, meta_inputs, saved_bytes
 from omnihuman_train.workload import changed, workload
 
 NARROW = replace(
@@ -65,7 +66,7 @@ def test_shards_are_those_that_torch_cuts(shape: tuple[int, ...]) -> None:
 def test_activations_are_what_a_real_forward_keeps(samples: int) -> None:
     """Real eager ops, on a CPU in bf16, with torch's fused attention, which keeps copies of nothing."""
     torch.manual_seed(0)
-    latents, conditioning = _inputs(NARROW, TOKENS, samples)
+    latents, conditioning = meta_inputs(NARROW, TOKENS, samples)
     model = MMDiT(NARROW, eager_ops()).to(torch.bfloat16)
     weights = {value.untyped_storage().data_ptr() for value in model.parameters()}
     seen: dict[int, Tensor] = {}
@@ -108,8 +109,6 @@ def test_a_block_of_one_pass_ops_keeps_about_twenty_hidden_states() -> None:
     the MLP before its activation (4), the output, and statistics."""
     config = replace(presets.hunyuan_video(), num_double_blocks=1, num_single_blocks=1, hidden_size=256, num_heads=2)
     tokens = SampleTokens(frame=256, references=0, motion_frames=0, video_frames=2, text=16, audio_per_frame=0)
-    from omnihuman_train.memory import fused_ops
-
     (_, single), _ = saved_bytes(config, tokens, 1, fused_ops())
     assert single / (2 * config.hidden_size * tokens.total) == pytest.approx(18, abs=0.6)
 

@@ -12,8 +12,8 @@ from omnihuman_core.mmdit import MMDiTConfig
 from omnihuman_train.config import OptimizerConfig, ParallelConfig, TrainConfig
 from omnihuman_train.distributed.activation_checkpoint import CheckpointMode
 from omnihuman_train.flops import SampleTokens, sample_tokens
-from omnihuman_train.memory import encoder_bytes
 from omnihuman_train.model import OmniModel
+from omnihuman_train.saved_tensors import encoder_bytes
 from omnihuman_train.stage_config import StageConfig
 from omnihuman_train.stages import Stage
 
