@@ -87,12 +87,12 @@ class OpsConformance:
         }
         fixed = {"cos": angles.cos().to(self.device), "sin": angles.sin().to(self.device)}
 
-        def call(bundle: Ops, **values: Tensor) -> Outputs:
+        def call(bundle: Ops, **values: Any) -> Outputs:
             return bundle.qk_norm_rope(**values, eps=1e-6)
 
-        def call_with_segments(bundle: Ops, q_weight: Tensor, k_weight: Tensor, **values: Tensor) -> Outputs:
-            rows = q_weight.unbind(), k_weight.unbind()
-            return bundle.qk_norm_rope(values.pop("q"), values.pop("k"), *rows, **values, eps=1e-6, segments=(23, 6))
+        def call_with_segments(bundle: Ops, q_weight: Tensor, k_weight: Tensor, **values: Any) -> Outputs:
+            rows = {"q_weight": q_weight.unbind(), "k_weight": k_weight.unbind()}
+            return bundle.qk_norm_rope(**rows, **values, eps=1e-6, segments=(23, 6))
 
         self.compare(ops, call, inputs, fixed)
         two = {"q_weight": 1 + 0.1 * self.randn(2, width), "k_weight": 1 - 0.1 * self.randn(2, width)}
