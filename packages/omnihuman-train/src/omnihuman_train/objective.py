@@ -129,7 +129,9 @@ def _pose(model: OmniModel, batch: Mapping[str, Any], keep: Tensor, segment: sli
     features = model.pose_encoder.null(PoseCondition(features=empty)).features
     if batch["pose_maps"] is not None:
         drawn = model.pose_encoder.encode(batch["pose_maps"]).features[:, :, segment]
-        features = features.to(drawn.dtype).index_put((keep.nonzero()[:, 0],), drawn)
+        rows = keep.nonzero()[:, 0]
+        # Where other processes encode poses and no sample here keeps its own, there is one map, of nobody.
+        features = features.to(drawn.dtype).index_put((rows,), drawn[: len(rows)])
     return PoseCondition(features=features)
 
 

@@ -104,7 +104,8 @@ def loss_function(
     """``objective`` of a placed model; of a sharded one, in a way that gathers its weights.
 
     A sharded model reduces each gradient over all processes, so they must all use the same weights. Where a batch has
-    None for a part that others have rows of (no sample keeps its pose), it gets that part with no rows.
+    None for a part that others have rows of (no sample keeps its pose), it gets one row of zeros, which the objective
+    passes through the model and leaves out of the loss.
     """
     if not isinstance(model, FSDPModule):
         return partial(objective, model)
@@ -136,13 +137,13 @@ def gathered(model: nn.Module) -> Iterator[None]:
 def _same_parts(batch: Batch, world: World) -> Batch:
     mine = {key: (value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)}
     others = world.gather(mine)
-    empty = {
-        key: torch.empty(0, *shape, dtype=dtype, device=world.device)
+    unused = {
+        key: torch.zeros(1, *shape, dtype=dtype, device=world.device)
         for parts in others
         for key, (shape, dtype) in parts.items()
         if key in batch and batch[key] is None
     }
-    return {**batch, **empty}
+    return {**batch, **unused}
 
 
 @dataclass(frozen=True, kw_only=True)
