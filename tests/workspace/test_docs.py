@@ -48,19 +48,32 @@ GUIDES = {document.name: document for document in DOCUMENTS}
 
 def named_parsers() -> dict[str, argparse.ArgumentParser]:
     """Parsers of the command lines by what a command begins with."""
-    found = {}
-    for program, top in (
-        ("omnihuman-core", core_cli._parser()),
-        ("omnihuman-infer", cli._parser()),
-        ("omnihuman-train", train_parser()),
-    ):
-        found[program] = top
-        (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
-        found |= {f"{program} {name}": parser for name, parser in commands.choices.items()}
+    found = {
+        "omnihuman-core": core_cli._parser(),
+        "omnihuman-infer": cli._parser(),
+        "omnihuman-train": train_parser(),
+    }
+    waiting = list(found.items())
+    while waiting:
+        name, parser = waiting.pop()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += [(f"{name} {word}", sub) for word, sub in action.choices.items()]
+        found[name] = parser
     return found
 
 
 PARSERS = {name: set(parser._option_string_actions) for name, parser in named_parsers().items()}
+
+
+def torchrun_flags() -> set[str]:
+    from torch.distributed.run import get_args_parser
+
+    flags = get_args_parser()._option_string_actions
+    return set(flags) | {flag.replace("_", "-") for flag in flags}
+
+
+TORCHRUN = torchrun_flags()
 
 
 def flags_of_script(script: Path) -> set[str]:
@@ -71,15 +84,16 @@ def known_flags(words: list[str]) -> set[str] | None:
     """Flags of the command that ``words`` call; None where it is none of ours."""
     for start, word in enumerate(words):
         if word in {"omnihuman-core", "omnihuman-infer", "omnihuman-train"}:
-            sub = words[start + 1] if len(words) > start + 1 else ""
-            return PARSERS[f"{word} {sub}"] if f"{word} {sub}" in PARSERS else PARSERS[word]
+            names = (" ".join(words[start : start + length]) for length in (3, 2, 1))
+            found = PARSERS[next(name for name in names if name in PARSERS)]
+            return found | TORCHRUN if "torchrun" in words[:start] else found
         if word.endswith(".py") and (ROOT / word).is_file():
             return flags_of_script(ROOT / word)
     return None
 
 
 def wrong_flags(document: Document) -> list[str]:
-    every = set().union(*PARSERS.values(), *map(flags_of_script, (ROOT / "benchmarks").rglob("*.py")))
+    every = TORCHRUN.union(*PARSERS.values(), *map(flags_of_script, (ROOT / "benchmarks").rglob("*.py")))
     faults = []
     for words in document.commands():
         known = known_flags(words)
