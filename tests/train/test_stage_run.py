@@ -20,6 +20,7 @@ from omnihuman_train.data.manifest import MANIFEST, SampleRecord, write_manifest
 from omnihuman_train.data.plan import BatchConfig
 from omnihuman_train.data.shards import STATES, Index, write_index, write_tar
 from omnihuman_train.data.stream import StreamConfig
+from omnihuman_train.lora import LoraSettings
 from omnihuman_train.recipes import stage1, stage2, stage3
 from omnihuman_train.stage_config import ComponentConfig, ModelConfig, StageConfig
 from omnihuman_train.stage_run import run_stage
@@ -155,6 +156,20 @@ def test_the_next_stage_starts_from_it_and_no_other(first: Path, encoded: Path, 
         for folder in (first, tmp_path / "stage3")
     ]
     assert 0 < float((weights[1] - weights[0]).norm() / weights[0].norm()) < 0.2
+
+
+def test_low_rank_updates_are_merged_into_the_model(first: Path, encoded: Path, tmp_path: Path) -> None:
+    config = toy(stage2.small(), encoded, first / "model", lora=LoraSettings(rank=2))
+    run_stage(config, tmp_path / "stage2")
+    before, after = (
+        load_safetensors(folder / "model" / "backbone" / "model.safetensors") for folder in (first, tmp_path / "stage2")
+    )
+    assert after.keys() == before.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.endswith("linear1.weight") for name in moved)
+    assert "patch_embed.proj.weight" not in moved
+    with pytest.raises(ValueError, match="lora adapts a trained model, but start is not set"):
+        toy(stage1.small(), encoded, None, lora=LoraSettings())
 
 
 def test_a_start_of_another_architecture_is_named(first: Path, encoded: Path, tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 # The projections of attention and, in single blocks, of the MLP beside it.
 BLOCK_PROJECTIONS = r".*(double|single)_blocks\.\d+\.((video|text)\.(qkv|out)|linear1|linear2)"
@@ -63,12 +64,20 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def merge_lora(model: nn.Module) -> None:
-    """Add the updates to the weights they belong to and remove the adapters, in place: the model is plain again."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def merged_state(state: Mapping[str, Tensor], settings: LoraSettings) -> dict[str, Tensor]:
+    """State of the plain model: each update added to the weight that it belongs to, ``W + (alpha / r) B A``.
 
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, module.get_base_layer())
+    Args:
+        state: State dict of a model that :func:`add_lora` has changed.
+        settings: What it was changed with.
+    """
+    merged: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if ".lora_" in name:
+            continue
+        layer, base, kind = name.rpartition(".base_layer.")
+        if base and kind == "weight":
+            down, up = (state[f"{layer}.lora_{part}.default.weight"].float() for part in "AB")
+            value = (value.float() + settings.alpha / settings.rank * (up @ down)).to(value.dtype)
+        merged[f"{layer}.{kind}" if base else name] = value
+    return merged

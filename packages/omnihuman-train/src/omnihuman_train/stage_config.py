@@ -18,6 +18,7 @@ from omnihuman_core.plugins import plugin
 from omnihuman_train.config import FlowConfig, RunConfig, SegmentConfig
 from omnihuman_train.data.stream import StreamConfig
 from omnihuman_train.distributed.activation_checkpoint import CheckpointMode
+from omnihuman_train.lora import LoraSettings
 from omnihuman_train.stages import Stage, check_stages
 from omnihuman_train.watch import WatchConfig
 
@@ -111,6 +112,8 @@ class StageConfig:
         segment: Frames per sample.
         run: Training; ``run.steps`` is the number of steps of the last stage, ``run.batch_size`` that of the stream, or
             what its token budget comes to on the whole.
+        lora: Train low-rank updates of the backbone beside the condition paths, in place of all weights; the exported
+            model has them merged.
         activation_checkpoint: What the blocks recompute in the backward pass.
         compile: Whether the blocks are compiled.
         watch: What is recorded beside the loss.
@@ -127,6 +130,7 @@ class StageConfig:
     flow: FlowConfig
     segment: SegmentConfig
     run: RunConfig
+    lora: LoraSettings | None = None
     activation_checkpoint: CheckpointMode = "none"
     compile: bool = False
     watch: WatchConfig = WatchConfig()
@@ -143,6 +147,8 @@ class StageConfig:
             raise ValueError(f"stream.batch.batch_size is {size}, but run.batch_size is {self.run.batch_size}")
         if self.stage.pictures:
             raise ValueError(f"stage {self.stage.name!r}: pictures is for runs on drawn characters; give it segments")
+        if self.lora is not None and self.start is None:
+            raise ValueError("lora adapts a trained model, but start is not set; name its model directory")
         if self.start is None and len(self.stages) > 1:
             raise ValueError(
                 f"stage {self.stage.name!r} has no start, but it follows {_names(self.stages[:-1])}: each stage starts "

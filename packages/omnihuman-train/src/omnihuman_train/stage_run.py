@@ -23,8 +23,8 @@ from omnihuman_train.distributed.activation_checkpoint import checkpoint_blocks
 from omnihuman_train.distributed.compile import compile_blocks
 from omnihuman_train.distributed.fsdp import first_builds
 from omnihuman_train.distributed.mesh import World, join, leave
-from omnihuman_train.distributed.sequence_parallel import parallelize_sequence
 from omnihuman_train.flops import forward_flops, training_flops
+from omnihuman_train.lora import add_lora, merged_state
 from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.runs import check_device
@@ -78,6 +78,8 @@ def run_stage(config: StageConfig, out: Path) -> None:
         raise
     weights = ema.whole_state(model, keep=world.main)
     if world.main:
+        if config.lora is not None:
+            weights = merged_state(weights, config.lora)
         export_stage(config, weights, out / MODEL)
     world.wait()
     leave()
@@ -131,9 +133,9 @@ def start_model(config: StageConfig, world: World) -> OmniModel:
             audio: Any = parts["audio_encoder"]
             probe = nn.Linear(audio.config.hidden_dim, 1)
     model = OmniModel(**parts, mouth_probe=probe)
+    if config.lora is not None:
+        add_lora(model, config.lora)
     checkpoint_blocks(model.backbone, config.activation_checkpoint)
-    if world.sequence_group is not None:
-        parallelize_sequence(model.backbone, world.sequence_group)
     if config.compile:
         compile_blocks(model.backbone)
     return model
