@@ -1,4 +1,4 @@
-"""VAE decode and encode against diffusers: same weights, same process, interleaved, medians of CPU seconds.
+"""VAE decode and encode against diffusers: same weights, in turns, medians of CPU seconds.
 
     python benchmarks/end_to_end/vae.py [--models hunyuan_video,wan] [--narrow 4] [--repeats 3] [--save]
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -228,7 +229,13 @@ def main() -> int:
         RESULTS.mkdir(exist_ok=True)
         stem = RESULTS / f"vae_cpu_{datetime.now(UTC):%Y%m}"
         stem.with_suffix(".md").write_text(f"# VAE against diffusers\n\n{text}", encoding="utf-8")
-        stem.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        facts = {
+            "hardware": f"{platform.machine()}, 1 thread",
+            "torch": torch.__version__,
+            "command": "python benchmarks/end_to_end/vae.py " + " ".join(sys.argv[1:]),
+        }
+        lines = "".join(json.dumps({**facts, **row}) + "\n" for row in rows)
+        stem.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
     return 0
 
 
