@@ -53,7 +53,9 @@ def test_two_then_four_then_two_processes(
     tmp_path: Path, latents: Path, ranks: Server, stopped: Path, one: Path
 ) -> None:
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    ended = ranks.run(4, "train", out=str(tmp_path), latents=str(latents), minutes=0.0, stop=12)
+    # The four as two replicas of two shards, each with one sample at a time.
+    changes = {"dp_replicate": 2, "accumulate": 2}
+    ended = ranks.run(4, "train", out=str(tmp_path), latents=str(latents), minutes=0.0, stop=12, **changes)
     assert ended == ["Stop: "] * 4
     assert checkpoints(tmp_path / "checkpoints")[-1].name in ("step_00000011", "step_00000012")
     assert ranks.run(2, "train", out=str(tmp_path), latents=str(latents)) == ["", ""]

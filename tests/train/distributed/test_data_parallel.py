@@ -18,11 +18,10 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(one: Path, two: Pat
     check_equal(two, one)
 
 
-@pytest.mark.parametrize("changes", [{}, {"dp_replicate": 2, "accumulate": 2}])
 def test_four_processes_give_the_curve_and_the_weights_of_one(
-    tmp_path: Path, latents: Path, ranks: Server, one: Path, changes: dict[str, Any]
+    tmp_path: Path, latents: Path, ranks: Server, one: Path
 ) -> None:
-    assert ranks.run(4, "train", out=str(tmp_path), latents=str(latents), **changes) == [""] * 4
+    assert ranks.run(4, "train", out=str(tmp_path), latents=str(latents)) == [""] * 4
     check_equal(tmp_path, one)
 
 
@@ -46,5 +45,4 @@ def test_muon_updates_sharded_matrices_as_whole_ones(tmp_path: Path, latents: Pa
         assert ended == ["Stop: "] * world
     mine, theirs = ([row["loss"] for row in rows(tmp_path / world)] for world in ("2", "1"))
     assert len(mine) == 6
-    # Torch's own sharded update, summed in bf16, is off by 1e-3 here.
     assert mine == pytest.approx(theirs, abs=2e-5)
