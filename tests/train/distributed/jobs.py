@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,19 @@ def train(
     if world.main:
         save_safetensors(weights, folder / "model.safetensors")
         save_safetensors(averages, folder / "ema.safetensors")
+
+
+def stage(out: str, data: str, *, start: str | None = None, rank: int = 0, **parallel: int) -> None:
+    """Stage 1 on an encoded data set, or with ``start`` stage 2; with low-rank updates if ``rank`` is not 0."""
+    from omnihuman_train.lora import LoraSettings
+    from omnihuman_train.recipes import stage1, stage2
+    from omnihuman_train.stage_run import run_stage
+    from tests.train.stage_toys import toy
+
+    torch.set_num_threads(1)
+    config = toy(stage2.small() if start else stage1.small(), Path(data), Path(start) if start else None)
+    run = replace(config.run, parallel=ParallelConfig(**parallel))
+    run_stage(replace(config, run=run, lora=LoraSettings(rank=rank) if rank else None), Path(out))
 
 
 def wrap(out: str, world: int, preset: str) -> None:

@@ -75,7 +75,8 @@ def _fork(rank: int, world: int, job: Any, arguments: dict[str, Any], folder: Pa
         if world > 1:
             dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
         job(**arguments)
-        if world > 1:
+        # A whole run closes the group itself.
+        if dist.is_initialized():
             dist.barrier()
         error = ""
     except BaseException as reason:
