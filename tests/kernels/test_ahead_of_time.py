@@ -7,11 +7,11 @@ from omnihuman_kernels import (
     _segments,
     frame_cross_attention,
     gated_residual,
-    joint_attention,
     modulated_norm,
     qk_norm_rope,
     rms_norm_silu,
 )
+from omnihuman_kernels.joint_attention import op as joint_attention
 from tests.kernels.compiling import SHARED_LIMIT, compile_for, meta, record
 
 # 832 x 480 pixels, 5 s: 33 latent frames of 1560 tokens and 256 words. Two segments, then the words.

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from omnihuman_kernels import _launch
-from omnihuman_kernels.joint_attention import _backward, _forward, joint_attention, joint_attention_varlen
+from omnihuman_kernels.joint_attention import joint_attention, joint_attention_varlen
+from omnihuman_kernels.joint_attention.op import _backward, _forward
 from tests.kernels import references
 from tests.kernels.agreement import DTYPES, assert_agrees
 
@@ -109,7 +110,7 @@ def test_large_scores_stay_finite():
 
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_every_output_is_written(one_pass, monkeypatch):
-    monkeypatch.setattr("omnihuman_kernels.joint_attention.one_pass", lambda x, describe: one_pass)
+    monkeypatch.setattr("omnihuman_kernels.joint_attention.op.one_pass", lambda x, describe: one_pass)
     torch.use_deterministic_algorithms(True)
     try:
         q, k, v = (x.float() for x in make(1, 35, 37, 1, 16))
