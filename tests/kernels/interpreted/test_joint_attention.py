@@ -156,6 +156,7 @@ def test_opcheck_and_compile():
         (lambda q, k, v: joint_attention(q[..., :8], k[..., :8], v[..., :8]), "head dim must be one of"),
         (lambda q, k, v: joint_attention(q, k[:, :2], v), "q, k and v must be"),
         (lambda q, k, v: joint_attention(q, k.half(), v), "one dtype"),
+        (lambda q, k, v: joint_attention(q.double(), k.double(), v.double()), "dtype of q, k and v must be one of"),
         (lambda q, k, v: joint_attention(q, k, v, mask=torch.ones(1, 3)), "mask must be bool"),
         (
             functools.partial(

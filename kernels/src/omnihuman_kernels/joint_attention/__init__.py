@@ -17,6 +17,6 @@ the consumers; a document's end is the descriptor's end, so tails read zeros. A 
 the producer off, so every tile is masked inside the loop. Eager reference: ``omnihuman_core.ops``.
 """
 
-from omnihuman_kernels.joint_attention.op import HEAD_DIMS, joint_attention, joint_attention_varlen
+from omnihuman_kernels.joint_attention.op import DTYPES, HEAD_DIMS, joint_attention, joint_attention_varlen
 
-__all__ = ["HEAD_DIMS", "joint_attention", "joint_attention_varlen"]
+__all__ = ["DTYPES", "HEAD_DIMS", "joint_attention", "joint_attention_varlen"]

@@ -31,6 +31,7 @@ from omnihuman_kernels.joint_attention.backward import (
 from omnihuman_kernels.joint_attention.forward import forward_kernel
 
 HEAD_DIMS = (16, 32, 64, 128)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOG2_E = 1.4426950408889634
 
 # Queries of a program that prepares the backward pass.
@@ -188,6 +189,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, rank: int, layout: str) -> None:
         raise ValueError(f"q, k and v must be {layout}; got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"q, k and v must have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.dtype not in DTYPES:
+        raise ValueError(f"dtype of q, k and v must be one of {DTYPES}; got {q.dtype}")
     if q.shape[-1] not in HEAD_DIMS:
         raise ValueError(f"head dim must be one of {HEAD_DIMS}; got {q.shape[-1]}")
 
@@ -196,7 +199,8 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = No
     """Softmax attention of every query to every key of its batch item, scale ``K ** -0.5``.
 
     Args:
-        q: ``(B, L, N, K)``, K one of :data:`HEAD_DIMS`, any strides with a contiguous last dimension.
+        q: ``(B, L, N, K)``, K one of :data:`HEAD_DIMS`, dtype one of :data:`DTYPES`, any strides with a contiguous
+            last dimension.
         k: ``(B, M, N, K)``.
         v: ``(B, M, N, K)``.
         mask: ``(B, M)`` bool, true where a key counts. Without one the kernel is faster: trim or pack instead.
