@@ -86,6 +86,8 @@ def test_a_pipeline_becomes_every_component_it_has(converted: Path) -> None:
     assert {name: entry.plugin for name, entry in index.components.items()} == {
         "backbone": "mmdit", "vae": "wan", "text_extractor": "text_hunyuan", "text_encoder": "text_states"
     }  # fmt: skip
+    # A public base has not learnt to go without words.
+    assert index.generation.default_prompt == "A person is talking."
     assert [path.name for path in converted.parent.iterdir()] == ["model"]
     assert not [path for path in converted.rglob("*") if path.suffix in (".bin", ".py", ".part")]
 
