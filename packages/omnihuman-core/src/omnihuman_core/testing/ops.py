@@ -91,7 +91,7 @@ class OpsConformance:
             return bundle.qk_norm_rope(**values, eps=1e-6)
 
         def call_with_segments(bundle: Ops, q_weight: Tensor, k_weight: Tensor, **values: Any) -> Outputs:
-            rows = {"q_weight": q_weight.unbind(), "k_weight": k_weight.unbind()}
+            rows: dict[str, Any] = {"q_weight": q_weight.unbind(), "k_weight": k_weight.unbind()}
             return bundle.qk_norm_rope(**rows, **values, eps=1e-6, segments=(23, 6))
 
         self.compare(ops, call, inputs, fixed)
