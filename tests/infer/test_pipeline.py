@@ -188,9 +188,9 @@ def test_memory_does_not_grow_with_length(toy: OmniHumanPipeline, request_: Gene
         most = 0
         for piece in toy.frames(clip):
             del piece
-            live = {
-                t.untyped_storage().data_ptr(): t.nbytes for t in gc.get_objects() if issubclass(type(t), torch.Tensor)
-            }
+            # Plain tensors alone: tests of compilation leave others behind, which have no memory to point to.
+            tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
+            live = {t.untyped_storage().data_ptr(): t.nbytes for t in tensors}
             most = max(most, sum(live.values()))
         return most - tokens
 

@@ -22,7 +22,10 @@ from omnihuman_train.runs import shares
 from omnihuman_train.stages import Ratios, Stage
 from omnihuman_train.trainer import fit
 from omnihuman_train.watching import Watcher
+from tests.train.distributed.split import compare_split
 from tests.train.models import flow_batches, narrow_mmdit, toy_model
+
+__all__ = ["compare_split", "stage", "train", "wrap"]
 
 STEPS = 20
 # Pose joins late, and then few samples keep it: steps and processes without any are among them.
