@@ -141,9 +141,8 @@ def paired(base: Callable[[], object], ours: Callable[[], object], repeats: int)
 def measure_states(folder: Path, repeats: int) -> list[dict[str, Any]]:
     rows = []
     variants = {
-        "stored": {"latents": "stored"},
-        "float32": {"latents": "float32"},
-        "stored, sha256": {"latents": "stored", "verify": True},
+        "read": {},
+        "read, sha256": {"verify": True},
     }
     for name, bucket, audio, text, count, batch in (LARGE, SMALL):
         data = folder / f"states-{count}"

@@ -89,7 +89,7 @@ def test_the_backbone_sees_conditions_where_kept_and_nulls_where_dropped(latents
         assert 0 < int(keep[name].sum()) < len(keep[name]), name
 
     text = model.text_encoder.encode(TextFeatures(values=batch["text_values"], mask=batch["text_mask"]))
-    audio = model.audio_encoder.encode(batch["audio"])
+    audio = model.audio_encoder.encode(batch["audio"].float())
     for part, null, mine, kept in (
         (seen.text.tokens, model.text_encoder.null(text).tokens, text.tokens, keep["text"]),
         (seen.text.mask, model.text_encoder.null(text).mask, text.mask, keep["text"]),
@@ -99,7 +99,7 @@ def test_the_backbone_sees_conditions_where_kept_and_nulls_where_dropped(latents
             audio.tokens[:, segment],
             keep["audio"],
         ),
-        (seen.reference.latents, torch.zeros_like(batch["reference"]), batch["reference"], keep["reference"]),
+        (seen.reference.latents, torch.zeros_like(batch["reference"]), batch["reference"].float(), keep["reference"]),
     ):
         assert torch.equal(part[kept], mine[kept])
         assert torch.equal(part[~kept], null[~kept])
@@ -192,7 +192,7 @@ def test_probe_reads_own_voices_alone(latents: Path) -> None:
     own = batch["has_audio"]
     assert 0 < int(own.sum()) < len(own)
     loss = probe_loss(model, batch)
-    read = model.mouth_probe(model.audio_encoder.projection(batch["audio"].flatten(2)))[..., 0]  # type: ignore[misc]
+    read = model.mouth_probe(model.audio_encoder.projection(batch["audio"].float().flatten(2)))[..., 0]  # type: ignore[misc]
     error = (read - batch["mouth_open"]).square().mean(1)
     assert loss.item() == pytest.approx(error[own].sum().item() / len(own), rel=1e-5)
     halves = [

@@ -39,7 +39,7 @@ class Stop(Exception):
     """A run that ends before its time."""
 
 
-def settings(name: Any = "adamw", *, accumulate: int = 1, minutes: float = 60.0, **parallel: int) -> RunConfig:
+def settings(name: Any = "adamw", *, accumulate: int = 1, minutes: float = 60.0, **parallel: Any) -> RunConfig:
     """Twenty steps of eight samples."""
     return RunConfig(
         steps=STEPS,

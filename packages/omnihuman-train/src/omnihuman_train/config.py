@@ -56,17 +56,21 @@ class ParallelConfig:
             samples. None takes all that the other two leave.
         dp_replicate: Such copies (HSDP); for a cluster, its nodes.
         sequence: Processes that share the tokens of a sample.
+        timeout_minutes: How long a process waits for the others before it gives up, and torchrun starts all again.
     """
 
     dp_shard: int | None = None
     dp_replicate: int = 1
     sequence: int = 1
+    timeout_minutes: float = 15.0
 
     def __post_init__(self) -> None:
         for name in ("dp_shard", "dp_replicate", "sequence"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"parallel.{name} must be at least 1, got {value}")
+        if not self.timeout_minutes > 0:
+            raise ValueError(f"parallel.timeout_minutes must be positive, got {self.timeout_minutes}")
 
     def sizes(self, processes: int) -> tuple[int, int, int]:
         """``(dp_replicate, dp_shard, sequence)`` of a run of so many processes.

@@ -35,10 +35,11 @@ class FlowObjective:
 
     Batch keys: ``latents`` (B, C, n, h, w) of whole clips, ``start``/``stop`` of the segment in them,
     ``motion_latents`` clean frames in front, ``reference`` (B, C, 1, h, w), ``text_values``/``text_mask`` and, where
-    the extractor gives one, ``text_pooled``, ``audio``
-    (B, T, layers, D) aligned with the frames of the whole clip, ``pose_maps`` (kept samples, 3, T, H, W) or None,
+    the extractor gives one, ``text_pooled``, ``audio`` (B, T, layers, D) aligned with the frames of the whole clip,
+    ``pose_maps`` (kept samples, 3, T, H, W) or None,
     ``keep`` masks (B,) by condition, ``mouth_region``/``hand_region`` (B, n, h, w), ``mouth_open`` (B, T),
-    ``has_audio`` (B,), ``seeds`` (B,) int64 of each sample's sigma and noise.
+    ``has_audio`` (B,), ``seeds`` (B,) int64 of each sample's sigma and noise. Latents, reference and audio
+    may be of any float dtype.
 
     Args:
         config: Weights and noise levels.
@@ -53,7 +54,7 @@ class FlowObjective:
         The metrics hold the flow-matching part alone, one value per sample; ``loss/mouth_probe`` is the probe's.
         """
         segment, motion = slice(batch["start"], batch["stop"]), batch["motion_latents"]
-        clean = batch["latents"][:, :, segment]  # (B, C, m + t, h, w)
+        clean = batch["latents"][:, :, segment].float()  # (B, C, m + t, h, w)
         conditioning = condition(model, batch, segment)
         if motion:
             conditioning = replace(conditioning, motion=MotionCondition(latents=clean[:, :, :motion]))
@@ -98,7 +99,7 @@ def probe_loss(model: OmniModel, batch: Mapping[str, Any]) -> Tensor:
     The mean runs over the whole batch, so that the mean over equal parts of a batch is that of the batch.
     """
     assert model.mouth_probe is not None
-    states = model.audio_encoder.frame_states(batch["audio"])  # (B, T, D)
+    states = model.audio_encoder.frame_states(batch["audio"].float())  # (B, T, D)
     error = (model.mouth_probe(states)[..., 0].float() - batch["mouth_open"]).square().mean(1)
     own = batch["has_audio"].float()
     loss: Tensor = (error * own).mean()
@@ -110,9 +111,9 @@ def condition(model: OmniModel, batch: Mapping[str, Any], segment: slice) -> Con
     keep: Mapping[str, Tensor] = batch["keep"]
     words = TextFeatures(values=batch["text_values"], mask=batch["text_mask"], pooled=batch.get("text_pooled"))
     text = model.text_encoder.encode(words)
-    audio = model.audio_encoder.encode(batch["audio"])
+    audio = model.audio_encoder.encode(batch["audio"].float())
     audio = AudioCondition(tokens=audio.tokens[:, segment])
-    reference = ReferenceCondition(latents=batch["reference"])
+    reference = ReferenceCondition(latents=batch["reference"].float())
     whole = Conditioning(text=text, audio=audio, reference=reference)
     nulls = Conditioning(
         text=model.text_encoder.null(text), audio=model.audio_encoder.null(audio), reference=null_latents(reference)

@@ -175,7 +175,7 @@ class FlowBatches(Shared):
         indices, keep, seeds = indices[mine], {name: kept[mine] for name, kept in keep.items()}, seeds[mine]
         rows = {key: value[indices] for key, value in bucket.tensors.items()}
         text = self._texts[id(bucket)]
-        latents = rows["latents"].float()
+        latents = rows["latents"]
         if stage.pictures:
             start, frames, motion = 0, 1, 0
         else:
@@ -186,10 +186,10 @@ class FlowBatches(Shared):
             "start": start,
             "stop": start + frames,
             "motion_latents": motion,
-            "reference": rows["reference"].float(),
+            "reference": rows["reference"],
             "text_values": text.values[indices],
             "text_mask": text.mask[indices],
-            "audio": rows["audio"].float(),
+            "audio": rows["audio"],
             "pose_maps": self._maps(rows["keypoints"][keep["pose"]].float(), latents),
             "keep": keep,
             "has_audio": rows["has_audio"],

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +45,6 @@ class StreamConfig:
         threads: Samples that are read at the same time.
         ahead: Batches that are read ahead.
         verify: Compare every member with its sha256. Costs reading speed; ``omnihuman-train data check`` does it once.
-        latents: ``float32``, for reference and audio too, or ``stored``: the dtype of the files, half the bytes, for a
-            trainer that converts on its device.
     """
 
     batch: BatchConfig
@@ -54,15 +52,12 @@ class StreamConfig:
     threads: int = 4
     ahead: int = 2
     verify: bool = False
-    latents: Literal["float32", "stored"] = "float32"
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.ahead < 0:
             raise ValueError(
                 f"data.threads must be at least 1 and data.ahead not negative, got {self.threads}, {self.ahead}"
             )
-        if self.latents not in ("float32", "stored"):
-            raise ValueError(f"data.latents must be float32 or stored, got {self.latents!r}")
 
 
 class SampleReader:
@@ -254,7 +249,7 @@ class FlowStream:
         records = [self.data.records[sample] for sample in samples]
         fit = {name: torch.tensor([getattr(r, f"has_{name}") for r in records]) for name in ("text", "audio", "pose")}
         keep = {name: draws[mine] & fit[name] if name in fit else draws[mine] for name, draws in drawn.items()}
-        latents = self._converted(rows["latents"])
+        latents = rows["latents"]
         start, motion = self._window(latents.shape[2], generator)
         numbers = torch.arange(mine.start, mine.stop).numpy()
         return {
@@ -262,11 +257,11 @@ class FlowStream:
             "start": start,
             "stop": start + self._segment.latent_frames,
             "motion_latents": motion,
-            "reference": self._converted(rows["reference"]),
+            "reference": rows["reference"],
             "text_values": rows["values"],
             "text_mask": rows["mask"],
             **({"text_pooled": rows["pooled"]} if "pooled" in rows else {}),
-            "audio": self._converted(rows["states"]),
+            "audio": rows["states"],
             "pose_maps": self._maps(rows["keypoints"][keep["pose"]].float(), batch.bucket),
             "keep": keep,
             "has_audio": fit["audio"],
@@ -276,11 +271,6 @@ class FlowStream:
             "seeds": torch.from_numpy(noise_seeds(self._seed, step, numbers)),
             "key": [record.key for record in records],
         }
-
-    def _converted(self, values: Tensor) -> Tensor:
-        if self._config.latents == "stored" or values.dtype == torch.float32:
-            return values
-        return self._pool.empty(tuple(values.shape), torch.float32).copy_(values)
 
     def _window(self, latent_frames: int, generator: torch.Generator) -> tuple[int, int]:
         """First latent frame of the segment and its motion latents."""

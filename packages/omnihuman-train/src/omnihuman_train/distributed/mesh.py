@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -96,7 +97,9 @@ def join(config: ParallelConfig, device: str) -> World:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        # Workers that are started again now and then miss each other; the default of 30 minutes would hide it.
+        wait = timedelta(minutes=config.timeout_minutes)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=wait)
     mesh = init_device_mesh(place.type, (replicate, shard * sequence), mesh_dim_names=("dp_replicate", "dp_shard"))
     samples = init_device_mesh(place.type, (size // sequence, sequence), mesh_dim_names=("data", "sequence"))
     # The threads that write checkpoints talk while training does: not over the same connections.
