@@ -189,8 +189,8 @@ def test_memory_does_not_grow_with_length(toy: OmniHumanPipeline, request_: Gene
         for piece in toy.frames(clip):
             del piece
             # Plain tensors alone: tests of compilation leave others behind, which have no memory to point to.
-            tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
-            live = {t.untyped_storage().data_ptr(): t.nbytes for t in tensors}
+            plain = (torch.Tensor, torch.nn.Parameter)
+            live = {t.untyped_storage().data_ptr(): t.nbytes for t in gc.get_objects() if type(t) in plain}
             most = max(most, sum(live.values()))
         return most - tokens
 
