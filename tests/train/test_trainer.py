@@ -17,10 +17,11 @@ from omnihuman_core.contracts import LossOutput
 from omnihuman_train.checkpointing import checkpoints, load_checkpoint, save_checkpoint, step_generator
 from omnihuman_train.config import FlowConfig, OptimizerConfig, RunConfig
 from omnihuman_train.ema import Ema
+from omnihuman_train.metrics import MetricLog
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.optim import OptimizerGroup
 from omnihuman_train.stages import Ratios, Stage
-from omnihuman_train.trainer import MetricLog, fit
+from omnihuman_train.trainer import fit
 
 from .models import flow_batches, narrow_mmdit, toy_model
 
@@ -231,10 +232,10 @@ def test_a_broken_file_of_a_checkpoint_is_named(tmp_path: Path, name: str) -> No
 
 def test_metrics_are_means_over_steps_and_samples(tmp_path: Path) -> None:
     log = MetricLog(tmp_path / "metrics.jsonl", 0)
-    log.add(0, LossOutput(loss=torch.tensor(1.0), metrics={"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(math.nan)}))
-    log.add(1, LossOutput(loss=torch.tensor(3.0), metrics={"a": torch.tensor([6.0])}))
+    log.add(LossOutput(loss=torch.tensor(1.0), metrics={"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(math.nan)}))
+    log.add(LossOutput(loss=torch.tensor(3.0), metrics={"a": torch.tensor([6.0])}))
     assert log.flush(2) == "loss 2.0000"
-    log.add(2, LossOutput(loss=torch.tensor(5.0)))
+    log.add(LossOutput(loss=torch.tensor(5.0)))
     log.flush(3)
     assert rows(tmp_path) == [{"step": 2, "loss": 2.0, "a": 3.0}, {"step": 3, "loss": 5.0}]
 

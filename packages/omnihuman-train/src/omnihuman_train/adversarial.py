@@ -23,8 +23,9 @@ from omnihuman_train.checkpointing import checkpoints, load_checkpoint, save_che
 from omnihuman_train.config import OptimizerConfig, RunConfig
 from omnihuman_train.distributed.mesh import processes
 from omnihuman_train.ema import Ema
+from omnihuman_train.metrics import MetricLog
 from omnihuman_train.optim import OptimizerGroup, lr_factor
-from omnihuman_train.trainer import MODEL_STREAM, MetricLog
+from omnihuman_train.trainer import MODEL_STREAM
 
 Batch = Mapping[str, Any]
 
@@ -158,7 +159,7 @@ def fit_adversarial(
             torch.manual_seed(step_generator(config.seed, step, MODEL_STREAM).initial_seed())
             output = adversarial_step(model, objective, batch, players, config, game, step)
             ema.update(model, step)
-            log.add(step, output)
+            log.add(output)
             last = step + 1 == config.steps
             if last or (step + 1) % config.log_every == 0:
                 progress.update(bar, loss=log.flush(step + 1))

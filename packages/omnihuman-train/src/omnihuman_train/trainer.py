@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from omnihuman_train.distributed.mesh import World, join
 from omnihuman_train.distributed.outputs import whole_output
 from omnihuman_train.distributed.shards import whole
 from omnihuman_train.ema import Ema
+from omnihuman_train.metrics import MetricLog
 from omnihuman_train.optim import OptimizerGroup, lr_factor
 from omnihuman_train.watching import StepTiming, Watcher
 
@@ -102,7 +102,7 @@ def fit(
                     watcher.step(step, output, timing)
                 last = step + 1 == config.steps
                 if log is not None:
-                    log.add(step, output)
+                    log.add(output)
                     if last or (step + 1) % config.log_every == 0:
                         progress.update(bar, loss=log.flush(step + 1))
                 progress.advance(bar)
@@ -162,50 +162,3 @@ def _clip(model: nn.Module, limit: float) -> Tensor:
 
 def _on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-class MetricLog:
-    """Means of the metrics since the last row, appended to a JSON-lines file.
-
-    Entries that are not finite (absent in a batch) are left out. The first row of a resumed run has the means of the
-    steps since its checkpoint.
-
-    Args:
-        path: The file; rows that are there stay, up to the one of ``start``.
-        start: Steps done.
-    """
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = path.read_text().splitlines() if path.exists() else []
-        # A resumed run repeats the steps after its checkpoint: their old rows would count twice.
-        path.write_text("".join(row + "\n" for row in rows if _step_of(row) <= start))
-        self._sums: dict[str, list[float]] = {}
-        self._since = time.monotonic()
-
-    def add(self, step: int, output: LossOutput) -> None:
-        """Take in one step."""
-        for name, value in {"loss": output.loss, **output.metrics}.items():
-            numbers = value.detach().float().reshape(-1)
-            numbers = numbers[numbers.isfinite()]
-            if numbers.numel():
-                entry = self._sums.setdefault(name, [0.0, 0.0])
-                entry[0] += float(numbers.sum())
-                entry[1] += numbers.numel()
-
-    def flush(self, step: int) -> str:
-        """Write the row of ``step`` steps done and return the loss for the terminal."""
-        means = {name: total / count for name, (total, count) in self._sums.items()}
-        seconds, self._since, self._sums = time.monotonic() - self._since, time.monotonic(), {}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **means}) + "\n")
-        return f"loss {means['loss']:.4f}"
-
-
-def _step_of(row: str) -> float:
-    """Step of a row; infinite for a row that a killed run left half written."""
-    try:
-        return int(json.loads(row)["step"])
-    except ValueError:
-        return math.inf

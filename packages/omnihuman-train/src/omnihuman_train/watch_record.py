@@ -9,6 +9,7 @@ from typing import Protocol
 
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.flops import mfu
+from omnihuman_train.metrics import Means
 from omnihuman_train.watch_gpu import GpuMeter
 from omnihuman_train.watching import StepTiming
 
@@ -73,19 +74,12 @@ class Recorder:
 
     def __init__(self, every: int, *, speed: SpeedMeter, gpu: GpuMeter | None, sinks: Sequence[Sink]) -> None:
         self._every, self._speed, self._gpu, self._sinks = every, speed, gpu, sinks
-        self._sums: dict[str, list[float]] = {}
+        self._means = Means()
         self._done = 0
 
     def step(self, step: int, output: LossOutput, timing: StepTiming) -> None:
         """Take in one step, and write a record where one is due."""
-        for name, value in {"loss": output.loss, **output.metrics}.items():
-            numbers = value.detach().float().reshape(-1)
-            # An entry that is not finite says that a batch had no sample of that kind.
-            numbers = numbers[numbers.isfinite()]
-            if numbers.numel():
-                entry = self._sums.setdefault(name, [0.0, 0.0])
-                entry[0] += float(numbers.sum())
-                entry[1] += numbers.numel()
+        self._means.add(output)
         self._speed.add(timing)
         self._done = step + 1
         if self._done % self._every == 0:
@@ -93,17 +87,15 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is left and close the sinks."""
-        if self._sums:
+        if self._means:
             self._write()
         for sink in self._sinks:
             sink.close()
 
     def _write(self) -> None:
-        scalars = {name: total / count for name, (total, count) in self._sums.items()}
-        scalars |= self._speed.read() | (self._gpu.read() if self._gpu is not None else {})
+        scalars = self._means.take() | self._speed.read() | (self._gpu.read() if self._gpu is not None else {})
         for sink in self._sinks:
             sink.write(self._done, scalars)
-        self._sums = {}
 
 
 class RowSink:
