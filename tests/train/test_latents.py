@@ -12,7 +12,8 @@ from omnihuman_train.config import ClipsConfig
 from omnihuman_train.data.cached import Shards, shard_paths
 from omnihuman_train.data.characters import make_clip, split_seed
 from omnihuman_train.data.clips import bucket_name, from_bytes, render_clips
-from omnihuman_train.data.latents import box_mask, encode_clips, latent_region
+from omnihuman_train.data.latents import encode_clips
+from omnihuman_train.data.regions import box_mask, latent_region
 
 CLIPS = ClipsConfig(
     sizes=((32, 32), (32, 16)), clips=(3, 1), framings=(("half", "face"), ("whole",)), num_frames=9, shard_size=2

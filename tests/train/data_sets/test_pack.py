@@ -13,7 +13,8 @@ from omnihuman_train.data import clip_files, media
 from omnihuman_train.data.build import PARTS, BuildReport
 from omnihuman_train.data.characters import make_clip, split_seed
 from omnihuman_train.data.check import check_data
-from omnihuman_train.data.pack import PackConfig, cut, fit_size, pack_characters, pack_clips
+from omnihuman_train.data.pack import PackConfig, cut, fit_size, pack_clips
+from omnihuman_train.data.pack_characters import pack_characters
 from omnihuman_train.data.shard_set import ShardSet
 from omnihuman_train.data.shards import INDEX, BrokenSampleError
 

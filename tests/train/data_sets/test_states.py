@@ -13,11 +13,12 @@ from omnihuman_train.data import media
 from omnihuman_train.data.build import BuildReport
 from omnihuman_train.data.check import check_data
 from omnihuman_train.data.clips import from_bytes
-from omnihuman_train.data.latents import hand_boxes, latent_region
-from omnihuman_train.data.pack import pack_characters
+from omnihuman_train.data.encoder import EncodeConfig
+from omnihuman_train.data.pack_characters import pack_characters
+from omnihuman_train.data.regions import box_round, hand_boxes, latent_region
 from omnihuman_train.data.shard_set import ShardSet
 from omnihuman_train.data.shards import INDEX
-from omnihuman_train.data.states import EncodeConfig, box_round, encode_states
+from omnihuman_train.data.states import encode_states
 from omnihuman_train.data.video_stream import VideoStream
 
 from .test_pack import content, nothing

@@ -85,7 +85,8 @@ def _guarded(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Na
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from omnihuman_train.data.pack import PackConfig, pack_characters, pack_clips
+    from omnihuman_train.data.pack import PackConfig, pack_clips
+    from omnihuman_train.data.pack_characters import pack_characters
 
     lengths = _numbers("--frames", arguments.frames or ("49" if arguments.clips is None else "121,61"))
     if arguments.clips is None:
@@ -122,7 +123,8 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    from omnihuman_train.data.states import EncodeConfig, encode_states
+    from omnihuman_train.data.encoder import EncodeConfig
+    from omnihuman_train.data.states import encode_states
 
     chosen = {name: getattr(arguments, name) or arguments.model for name in ("vae", "audio", "text")}
     if missing := [name for name, value in chosen.items() if value is None]:

@@ -16,7 +16,8 @@ from omnihuman_train.checkpointing import step_generator
 from omnihuman_train.config import RunConfig, SegmentConfig
 from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
 from omnihuman_train.data.clips import from_bytes
-from omnihuman_train.data.latents import box_mask, hand_boxes
+from omnihuman_train.data.regions import box_mask, hand_boxes
+from omnihuman_train.data.segments import draw_window, skeleton_maps
 from omnihuman_train.stages import Stage, stage_at
 
 # Streams of random numbers of one step, apart from each other.
@@ -176,11 +177,12 @@ class FlowBatches(Shared):
         rows = {key: value[indices] for key, value in bucket.tensors.items()}
         text = self._texts[id(bucket)]
         latents = rows["latents"]
+        size = (latents.shape[-2] * self._stride, latents.shape[-1] * self._stride)
         if stage.pictures:
             start, frames, motion = 0, 1, 0
         else:
             frames = self._segment.latent_frames
-            start, motion = self._window(latents.shape[2], generator)
+            start, motion = draw_window(self._segment, latents.shape[2], generator)
         return {
             "latents": latents,
             "start": start,
@@ -190,7 +192,7 @@ class FlowBatches(Shared):
             "text_values": text.values[indices],
             "text_mask": text.mask[indices],
             "audio": rows["audio"],
-            "pose_maps": self._maps(rows["keypoints"][keep["pose"]].float(), latents),
+            "pose_maps": skeleton_maps(self._pose_extractor, rows["keypoints"][keep["pose"]], size),
             "keep": keep,
             "has_audio": rows["has_audio"],
             "mouth_open": rows["mouth_open"],
@@ -198,17 +200,3 @@ class FlowBatches(Shared):
             "hand_region": rows["hand_region"],
             "seeds": seeds,
         }
-
-    def _window(self, latent_frames: int, generator: torch.Generator) -> tuple[int, int]:
-        """First latent frame of the segment and its motion latents."""
-        continuing = bool(torch.rand((), generator=generator) < self._segment.continuing_ratio)
-        latest = latent_frames - self._segment.latent_frames
-        # A continuing segment never holds latent frame 0, which covers one pixel frame and the others four.
-        start = int(torch.randint(1, latest + 1, (), generator=generator)) if continuing and latest else 0
-        return start, self._segment.motion_latents if continuing else 0
-
-    def _maps(self, keypoints: Tensor, latents: Tensor) -> Tensor | None:
-        if not len(keypoints):
-            return None
-        size = (latents.shape[-2] * self._stride, latents.shape[-1] * self._stride)
-        return torch.stack([self._pose_extractor.extract(points, size=size) for points in keypoints])

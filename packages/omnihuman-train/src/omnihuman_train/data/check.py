@@ -12,6 +12,7 @@ import torch
 
 from omnihuman_train.data import media
 from omnihuman_train.data.manifest import MANIFEST, SampleRecord, read_manifest
+from omnihuman_train.data.members import load_tensors
 from omnihuman_train.data.shards import (
     BrokenSampleError,
     BrokenShardError,
@@ -19,7 +20,6 @@ from omnihuman_train.data.shards import (
     read_index,
     scan_tar,
 )
-from omnihuman_train.data.states import load_tensors
 
 _CHUNK = 2**22
 

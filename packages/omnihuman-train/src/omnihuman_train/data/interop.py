@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from omnihuman_train.data.members import load_tensors
 from omnihuman_train.data.shard_set import ShardSet
 from omnihuman_train.data.shards import MEMBERS, BrokenShardError, split_name
-from omnihuman_train.data.states import load_tensors
 
 
 def open_webdataset(folder: Path) -> Any:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from omnihuman_core.contracts import LatentSpec, VideoVAE
+from omnihuman_core.contracts import VideoVAE
 from omnihuman_train.data.cached import Sample, Shards, shard_paths, write_shard
 from omnihuman_train.data.clips import from_bytes
+from omnihuman_train.data.regions import hand_boxes, latent_region
 
 _KEPT = ("keypoints", "mouth_open", "has_audio", "has_pose")
 
@@ -51,37 +51,3 @@ def _encode(shard: Shards, index: int, vae: VideoVAE, audio_extractor: Any, fps:
         **{key: row[key] for key in _KEPT},
         "caption": shard.texts["caption"][index],
     }
-
-
-def hand_boxes(hands: Tensor, margin: float = 0.06) -> Tensor:
-    """Boxes ``(T, 4, 4)`` in [0, 1] round the visible hands ``(T, 2, 2, 3)``; no area where a hand is not visible."""
-    points = hands.flatten(1, 2)  # (T, 4, 3)
-    return torch.cat([points[..., :2] - margin, points[..., :2] + margin], -1) * points[..., 2:]
-
-
-def latent_region(boxes: Tensor, spec: LatentSpec, height: int, width: int) -> Tensor:
-    """Latent positions that any of the boxes touches in any frame behind them.
-
-    Args:
-        boxes: ``(T, P, 4)`` as ``x0, y0, x1, y1`` in [0, 1]; a box without area marks nothing.
-        spec: Latent arithmetic.
-        height: Pixel height of the video.
-        width: Pixel width of the video.
-
-    Returns:
-        ``(t, h, w)`` bool.
-    """
-    pixels = box_mask(boxes, *spec.latent_size(height, width))
-    frames = range(spec.latent_frames(len(boxes)))
-    return torch.stack([pixels[list(spec.frame_range(i))].any(0) for i in frames])
-
-
-def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Cells of a ``height`` x ``width`` grid that boxes ``(T, P, 4)`` in [0, 1] touch, ``(T, height, width)`` bool."""
-    x0, y0, x1, y1 = boxes.unbind(-1)  # (T, P)
-    left, right = torch.arange(width) / width, torch.arange(1, width + 1) / width
-    top, bottom = torch.arange(height) / height, torch.arange(1, height + 1) / height
-    across = (left < x1[..., None]) & (right > x0[..., None])  # (T, P, width)
-    down = (top < y1[..., None]) & (bottom > y0[..., None])  # (T, P, height)
-    there = ((x1 > x0) & (y1 > y0))[..., None, None]
-    return (there & down[..., :, None] & across[..., None, :]).any(1)

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from omnihuman_train.checkpointing import step_generator
-from omnihuman_train.data.batches import DATA_STREAM
+from omnihuman_train.data.batches import DATA_STREAM, rank_rows
 from omnihuman_train.data.buffers import BufferPool
-from omnihuman_train.data.latents import box_mask
 from omnihuman_train.data.manifest import Bucket
 from omnihuman_train.data.media import decode_video
+from omnihuman_train.data.members import load_tensors
 from omnihuman_train.data.plan import BatchPlan
+from omnihuman_train.data.reader import ReadAhead, SampleReader, by_bucket, check_world
+from omnihuman_train.data.regions import box_mask, boxes
 from omnihuman_train.data.shard_set import ShardSet
 from omnihuman_train.data.shards import CLIPS
-from omnihuman_train.data.states import boxes, load_tensors
-from omnihuman_train.data.stream import ReadAhead, SampleReader, StreamConfig, by_bucket, check_world, rank_rows
+from omnihuman_train.data.stream import StreamConfig
 
 
 class VideoStream:
@@ -82,7 +83,7 @@ class VideoStream:
         """Batch of ``step``, decoded now."""
         batch = self.plan.batch(step)
         bucket, frames = batch.bucket, self._frames or batch.bucket.frames
-        mine = rank_rows(batch, self._rank, self._world)
+        mine = rank_rows(len(batch.positions), self._rank, self._world)
         generator = step_generator(self._seed, step, DATA_STREAM)
         # Drawn for the rows of all ranks.
         starts = torch.randint(bucket.frames - frames + 1, (len(batch.positions),), generator=generator)[mine].tolist()
