@@ -78,12 +78,12 @@ def test_missing_arguments_exit_with_two(capsys: pytest.CaptureFixture[str]) -> 
 def test_stopping_by_hand_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from omnihuman_train import runs
+    from omnihuman_train import parts
 
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(runs.PARTS, "render", stop)
+    monkeypatch.setitem(parts.PARTS, "render", stop)
     assert main(["run", "--config", DEBUG, "--out", str(tmp_path / "out")]) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
 

@@ -17,8 +17,9 @@ from omnihuman_train.cli import main
 from omnihuman_train.config import TrainConfig
 from omnihuman_train.data.cached import Shards, shard_paths
 from omnihuman_train.model import OmniModel
+from omnihuman_train.parts import check_encoded_by, load_vae
 from omnihuman_train.recipes.debug import debug
-from omnihuman_train.runs import check_encoded_by, load_vae, shortened
+from omnihuman_train.runs import shortened
 
 ARGUMENTS = [
     *("run", "--config", "omnihuman_train.recipes.debug:debug", "--trial", "1"),

@@ -18,7 +18,7 @@ from omnihuman_train.distributed.mesh import join
 from omnihuman_train.distributed.shards import whole
 from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
-from omnihuman_train.runs import shares
+from omnihuman_train.parts import shares
 from omnihuman_train.stages import Ratios, Stage
 from omnihuman_train.trainer import fit
 from omnihuman_train.watching import Watcher

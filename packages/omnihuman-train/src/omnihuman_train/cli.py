@@ -41,6 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from omnihuman_core.config import load_function, override
     from omnihuman_train import runs, stage_config, vae_run
     from omnihuman_train.config import TrainConfig
+    from omnihuman_train.parts import PARTS
 
     config = load_function(arguments.config)()
     if isinstance(config, stage_config.StageConfig):
@@ -49,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if not isinstance(config, TrainConfig | vae_run.VAETrainConfig):
         raise ValueError(f"--config {arguments.config}: must return a TrainConfig, got {type(config).__name__}")
     config = override(config, arguments.set)
-    known = list(runs.PARTS if isinstance(config, TrainConfig) else vae_run.PARTS)
+    known = list(PARTS if isinstance(config, TrainConfig) else vae_run.PARTS)
     parts = known if arguments.parts is None else arguments.parts.split(",")
     if unknown := [part for part in parts if part not in known]:
         raise ValueError(f"--parts: unknown {unknown}; known are {known}")

@@ -17,7 +17,7 @@ from omnihuman_train.config import ClipsConfig, RunConfig
 from omnihuman_train.data.batches import VideoBatches
 from omnihuman_train.data.clips import render_clips
 from omnihuman_train.model import build
-from omnihuman_train.runs import counted, latent_statistics
+from omnihuman_train.parts import counted, latent_statistics
 
 PARTS = ("render", "vae")
 
