@@ -134,7 +134,7 @@ def test_an_interrupt_says_that_the_command_goes_on(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("omnihuman_train.data.pack.pack_characters", stopped)
+    monkeypatch.setattr("omnihuman_train.data.pack_characters.pack_characters", stopped)
     with pytest.raises(SystemExit, match="130"):
         main(["data", "pack", "--characters", "1", "--out", str(tmp_path / "out")])
     assert "the same command goes on" in capsys.readouterr().err

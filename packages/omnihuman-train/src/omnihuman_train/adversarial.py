@@ -6,28 +6,21 @@ reconstructions. Which networks and losses these are is the objective's affair, 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from omnihuman_core.contracts import LossOutput
-from omnihuman_train.checkpointing import checkpoints, load_checkpoint, save_checkpoint, step_generator
 from omnihuman_train.config import OptimizerConfig, RunConfig
-from omnihuman_train.distributed.mesh import processes
+from omnihuman_train.distributed.mesh import World, processes
+from omnihuman_train.distributed.outputs import rows
 from omnihuman_train.ema import Ema
-from omnihuman_train.metrics import MetricLog
+from omnihuman_train.loop import Batch, Trained, autocast, check_finite, clip, run_steps
 from omnihuman_train.optim import OptimizerGroup, lr_factor
-from omnihuman_train.trainer import MODEL_STREAM
-
-Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,30 +136,17 @@ def fit_adversarial(
     pair.to(device).train()
     ema = Ema(model, config.ema_decay)
     players = Players(model, config.optimizer, objective.discriminator, game.optimizer)
-    folder = out / "checkpoints"
-    done = checkpoints(folder)
-    start = load_checkpoint(done[-1], pair, ema, players.saved) if done else 0
-    log = MetricLog(out / "metrics.jsonl", start)
-    saved = time.monotonic()
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with ThreadPoolExecutor(1) as loader, Progress(*columns, TextColumn("{task.fields[loss]}")) as progress:
-        bar = progress.add_task(title, total=config.steps, completed=start, loss="")
-        coming = loader.submit(batches, start)
-        for step in range(start, config.steps):
-            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in coming.result().items()}
-            if step + 1 < config.steps:
-                coming = loader.submit(batches, step + 1)
-            torch.manual_seed(step_generator(config.seed, step, MODEL_STREAM).initial_seed())
-            output = adversarial_step(model, objective, batch, players, config, game, step)
-            ema.update(model, step)
-            log.add(output)
-            last = step + 1 == config.steps
-            if last or (step + 1) % config.log_every == 0:
-                progress.update(bar, loss=log.flush(step + 1))
-            progress.advance(bar)
-            if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                save_checkpoint(folder, step + 1, pair, ema, players.saved, config=resolved)
-                saved = time.monotonic()
+
+    def load(step: int) -> list[Batch]:
+        return [batches(step)]
+
+    def play(step: int, parts: list[Batch]) -> tuple[LossOutput, int]:
+        output = adversarial_step(model, objective, parts[0], players, config, game, step)
+        ema.update(model, step)
+        return output, rows(parts[0])
+
+    trained = Trained(pair, ema, players.saved)
+    run_steps(play, load, trained, config, World(device=device), out, resolved=resolved, title=title)
     return ema
 
 
@@ -180,12 +160,12 @@ def adversarial_step(
     step: int,
 ) -> LossOutput:
     """One update of the VAE and, from ``game.start`` on, one of the discriminator on the same reconstructions."""
-    with _autocast(config):
+    with autocast(config, torch.device(config.device)):
         output, made = objective.generator_loss(model, batch, adversarial=step >= game.adversarial_start)
     norm = _update(model, output.loss, players.model, lr_factor(config.optimizer, step, config.steps), step)
     metrics = {**output.metrics, "grad_norm": norm}
     if objective.discriminator is not None and players.discriminator is not None and step >= game.start:
-        with _autocast(config):
+        with autocast(config, torch.device(config.device)):
             judged = objective.discriminator_loss(batch["video"], made)
         factor = lr_factor(game.optimizer, step - game.start, config.steps - game.start)
         norm = _update(objective.discriminator, judged.loss, players.discriminator, factor, step)
@@ -193,15 +173,9 @@ def adversarial_step(
     return LossOutput(loss=output.loss.detach(), metrics=metrics)
 
 
-def _autocast(config: RunConfig) -> torch.autocast:
-    device_type = torch.device(config.device).type
-    return torch.autocast(device_type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
 def _update(module: nn.Module, loss: Tensor, optimizer: OptimizerGroup, factor: float, step: int) -> Tensor:
-    if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"step {step}: the loss is {loss.item()}; lower optimizer.lr or look at the batch")
+    check_finite(loss, step)
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_(module.parameters(), optimizer.config.grad_clip)
+    norm = clip(module, optimizer.config.grad_clip)
     optimizer.step(factor)
     return norm
