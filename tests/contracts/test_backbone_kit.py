@@ -104,6 +104,16 @@ class IgnoresAudio(FakeBackbone):
         return super().forward(latents, sigma, replace(conditioning, audio=None))
 
 
+class HearsPadding(FakeBackbone):
+    """Takes the mean over all text tokens."""
+
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        text = conditioning.text
+        if text is not None:
+            conditioning = replace(conditioning, text=replace(text, mask=torch.ones_like(text.mask)))
+        return super().forward(latents, sigma, conditioning)
+
+
 FAULTS = [
     (ForgetsItsConfig, CONFIG, "test_0_registrable"),
     (ChangesDtype, CONFIG, "test_1_velocity_shape"),
@@ -117,6 +127,7 @@ FAULTS = [
     (InfiniteAtZero, CONFIG, "test_6_sigma_per_sample"),
     (SwallowsPose, NO_POSE, "test_7_conditions"),
     (IgnoresAudio, CONFIG, "test_7_conditions"),
+    (HearsPadding, CONFIG, "test_8_text_padding"),
 ]
 
 

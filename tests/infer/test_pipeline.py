@@ -146,7 +146,11 @@ def test_negative_conditions(toy: OmniHumanPipeline, request_: GenerateRequest) 
     positive, negative = first()
     encoder = toy.components.audio_encoder
     assert torch.equal(negative.audio.tokens, encoder.null(positive.audio).tokens)
-    assert torch.equal(negative.text.tokens, toy.components.text_encoder.null(positive.text).tokens)
+    assert torch.equal(negative.text.tokens, toy.encoders.null_text().trimmed().tokens)
+    # No step pays for what fills a prompt up to the encoder's length.
+    words = toy.encoders.text(request_.prompt)
+    assert positive.text.tokens.shape[1] == int(words.mask.sum()) < words.tokens.shape[1]
+    assert not positive.text.padded
     assert negative.reference is positive.reference
     assert negative.pose is positive.pose
     # A region turns the negative into silence: outside it nobody speaks.

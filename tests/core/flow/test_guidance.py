@@ -171,10 +171,28 @@ def test_batched_branches_equal_branches_in_turn(mode):
     assert (len(together.calls), len(apart.calls)) == (1, 2 if mode == "joint" else 3)
 
 
-def test_negatives_of_another_length_run_on_their_own():
+def test_negatives_of_another_shape_run_on_their_own():
     backbone = Recorder()
-    guided(backbone, torch.randn(SHAPE), sigmas(), everything(1.0), everything(0.0, tokens=6), Guidance())
+    negative = replace(everything(0.0), audio=AudioCondition(tokens=torch.zeros(2, 4, 3, 5)))
+    guided(backbone, torch.randn(SHAPE), sigmas(), everything(1.0), negative, Guidance())
     assert len(backbone.calls) == 2
+
+
+def test_a_shorter_text_is_filled_up_in_one_batch():
+    backbone, known = Recorder(), replace(text(0.0, tokens=1), padded=False)
+    negative = replace(everything(0.0), text=known)
+    guided(backbone, torch.randn(SHAPE), sigmas(), everything(1.0), negative, Guidance())
+    seen = backbone.calls[0][2].text
+    assert seen.mask.tolist() == [[True, False, False]] * 2 + [[True] * 3] * 2
+    assert seen.padded
+
+
+def test_long_clips_run_a_branch_after_the_other():
+    short, long = Recorder(), Recorder()
+    rest = sigmas(), everything(1.0), everything(0.0), Guidance()
+    guided(short, torch.zeros(2, 1, 4, 64, 64), *rest)
+    guided(long, torch.zeros(2, 1, 5, 64, 64), *rest)
+    assert (len(short.calls), len(long.calls)) == (1, 2)
 
 
 def test_negative_may_depend_on_the_level():

@@ -159,10 +159,6 @@ def test_refusals():
         replace(BASE, text_refiner_depth=0)
     with pytest.raises(ValueError, match=r"TextGroups\.glyph_dim"):
         replace(GROUPS, glyph_dim=0)
-    latents, sigma, prompt, *_, channels = draw()
-    text = TextCondition(tokens=prompt[0], mask=prompt[1])
-    with pytest.raises(ValueError, match="5 of a prompt and 4 of words to be written, got 5"):
-        build(BASE)(latents, sigma, Conditioning(text=text, pose=PoseCondition(features=channels)))
 
 
 def test_the_architecture_goes_through_a_file():

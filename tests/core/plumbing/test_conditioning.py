@@ -30,11 +30,21 @@ def everything(batch: int, value: float = 1.0) -> Conditioning:
     )
 
 
+def _tensors(part) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in vars(part).items() if isinstance(value, torch.Tensor)}
+
+
+def words(*counts: int, length: int = 6) -> TextCondition:
+    return TextCondition(
+        tokens=torch.randn(len(counts), length, 2), mask=torch.arange(length) < torch.tensor(counts)[:, None]
+    )
+
+
 def test_where_keeps_and_drops_per_sample():
     keep = torch.tensor([True, False, True])
     for name, part in everything(3, 1.0).parts().items():
         mixed = part.where(keep, getattr(everything(3, -1.0), name))
-        for field, value in vars(mixed).items():
+        for field, value in _tensors(mixed).items():
             expected = keep if value.dtype == torch.bool else torch.where(keep, 1.0, -1.0).to(value.dtype)
             assert torch.equal(value.flatten(1)[:, 0], expected), (name, field)
             assert torch.equal(value, value[(...,) + (slice(0, 1),)].expand_as(value)), (name, field)
@@ -53,7 +63,7 @@ def test_stack_then_slice_is_the_identity():
     for original, piece in ((one, slice(0, 1)), (two, slice(1, 3))):
         cut = stacked.map(lambda value, piece=piece: value[piece])
         for name, part in original.parts().items():
-            for field, value in vars(part).items():
+            for field, value in _tensors(part).items():
                 assert torch.equal(value, getattr(getattr(cut, name), field))
 
 
@@ -118,3 +128,41 @@ def test_spec_refuses_what_does_not_fit(shape, message):
 def test_spec_refuses_unknown_conditions():
     with pytest.raises(ValueError, match="unknown conditions.*smell"):
         BackboneSpec(latent_channels=1, spatial_multiple=1, temporal_multiple=1, conditions=frozenset({"smell"}))
+
+
+@pytest.mark.parametrize(("counts", "length", "padded"), [((4, 2), 4, True), ((3, 3), 3, False), ((6,), 6, False)])
+def test_trimmed_text_ends_with_a_token_that_counts(counts, length, padded):
+    text = words(*counts)
+    trimmed = text.trimmed()
+    assert torch.equal(trimmed.tokens, text.tokens[:, :length])
+    assert torch.equal(trimmed.mask, text.mask[:, :length])
+    assert trimmed.padded is padded
+
+
+def test_a_text_in_which_nothing_counts_keeps_one_token_under_its_mask():
+    trimmed = words(0, 0).trimmed()
+    assert trimmed.mask.tolist() == [[False], [False]]
+    assert trimmed.padded
+
+
+def test_tokens_before_one_that_counts_stay():
+    text = TextCondition(tokens=torch.randn(1, 4, 2), mask=torch.tensor([[False, True, True, False]]))
+    assert text.trimmed().mask.tolist() == [[False, True, True]]
+    assert text.trimmed().padded
+
+
+def test_stack_of_texts_without_padding_has_none():
+    same = Conditioning.stack([Conditioning(text=words(length).trimmed()) for length in (3, 3)])
+    assert same.text.tokens.shape == (2, 3, 2)
+    assert not same.text.padded
+    mixed = Conditioning.stack([Conditioning(text=words(length).trimmed()) for length in (2, 5)])
+    assert mixed.text.mask.sum(1).tolist() == [2, 5]
+    assert mixed.text.padded
+    kept = Conditioning.stack([Conditioning(text=words(3).trimmed()), Conditioning(text=words(2, length=3))])
+    assert kept.text.padded
+
+
+def test_what_is_known_of_a_text_survives_a_move():
+    moved = Conditioning(text=words(3).trimmed()).to(torch.float64)
+    assert moved.text.tokens.dtype == torch.float64
+    assert not moved.text.padded

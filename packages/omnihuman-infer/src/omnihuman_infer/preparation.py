@@ -160,8 +160,9 @@ def _encode(
         encoders=encoders,
         latent_size=spec.latent_size(fit.height, fit.width),
         reference=reference,
-        text=text,
-        negative_text=negative_text,
+        # Text encoders fill up to a fixed length, which would cost as much as words at every step.
+        text=None if text is None else text.trimmed(),
+        negative_text=None if negative_text is None else negative_text.trimmed(),
         audio=audio,
         negative_audio=negative_audio,
         pose=pose,

@@ -11,6 +11,7 @@ Invariants (tests of the same number in ``omnihuman_core.testing.backbone``):
 5. Motion frames are given apart from the noisy latents; the velocity covers the noisy latents only.
 6. ``sigma`` is one noise level per sample, in [0, 1]; 1 is pure noise.
 7. A condition that ``spec`` does not accept raises ``ValueError``.
+8. Text tokens that do not count change nothing, whether they are there or not.
 
 Stability: 1.
 """

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def _check(value: Tensor, name: str, shape: str) -> None:
@@ -54,15 +55,28 @@ class TextCondition(_Part):
         tokens: ``(B, S, D_text)``.
         mask: ``(B, S)`` bool, true where a token counts.
         pooled: ``(B, P)`` one vector for the whole text, or None.
+        padded: False where it is known that every token counts: a backbone then needs no mask.
     """
 
     tokens: Tensor
     mask: Tensor
     pooled: Tensor | None = None
+    padded: bool = True
 
     def __post_init__(self) -> None:
         _check(self.tokens, "text.tokens", "B S D")
         _check(self.mask, "text.mask", "B S")
+
+    def trimmed(self) -> TextCondition:
+        """Without the tokens at the end that count in no sample, which no backbone's result depends on.
+
+        Reads the mask, for which a GPU has to be waited for: once per text, not at every step.
+        """
+        counting = self.mask.any(dim=0).nonzero()
+        # A text in which nothing counts keeps one token under its mask.
+        length = int(counting[-1]) + 1 if len(counting) else 1
+        mask = self.mask[:, :length]
+        return replace(self, tokens=self.tokens[:, :length], mask=mask, padded=not bool(mask.all()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +175,18 @@ class Conditioning:
 
     @staticmethod
     def stack(conditionings: list[Conditioning]) -> Conditioning:
-        """Concatenate along the batch; every element must have the same parts, with the same shapes but for B."""
+        """Concatenate along the batch; every element must have the same parts, with the same shapes but for B.
+
+        Texts may differ in length: shorter ones are filled up with tokens that do not count.
+        """
         names = [set(c.parts()) for c in conditionings]
         if any(n != names[0] for n in names):
             raise ValueError(f"cannot stack conditionings with different parts: {[sorted(n) for n in names]}")
         merged: dict[str, Any] = {}
         for name in names[0]:
             parts = [getattr(c, name) for c in conditionings]
+            if name == "text":
+                parts = _filled_up(parts)
             values = {
                 f.name: torch.cat([getattr(p, f.name) for p in parts])
                 for f in fields(parts[0])
@@ -175,3 +194,18 @@ class Conditioning:
             }
             merged[name] = replace(parts[0], **values)
         return Conditioning(**merged)
+
+
+def _filled_up(texts: list[TextCondition]) -> list[TextCondition]:
+    """Texts of one length, all with or all without padding."""
+    length = max(text.tokens.shape[1] for text in texts)
+    padded = any(text.padded or text.tokens.shape[1] < length for text in texts)
+    return [
+        replace(
+            text,
+            tokens=F.pad(text.tokens, (0, 0, 0, length - text.tokens.shape[1])),
+            mask=F.pad(text.mask, (0, length - text.mask.shape[1])),
+            padded=padded,
+        )
+        for text in texts
+    ]

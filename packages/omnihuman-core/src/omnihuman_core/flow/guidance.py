@@ -120,9 +120,15 @@ class Guidance:
         return velocity.to(dtype)
 
 
+# Latent positions of a sample up to which the branches run as one batch: about 4,000 tokens of 2 x 2 positions. From
+# there on a sample fills a GPU by itself, and branches of their own need neither twice the memory nor a mask.
+BATCHED_POSITIONS = 16384
+
+
 def _shapes(conditioning: Conditioning) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Shapes that must agree in a batch: all but the length of the text."""
     return sorted(
-        (name, key, tuple(value.shape))
+        (name, key, tuple(value.shape[2:] if name == "text" else value.shape))
         for name, part in conditioning.parts().items()
         for key, value in vars(part).items()
         if isinstance(value, Tensor)
@@ -153,7 +159,7 @@ def guided(
     negative: Negative,
     guidance: Guidance,
     *,
-    batch_branches: bool = True,
+    batch_branches: bool | None = None,
 ) -> Tensor:
     """Guided velocity at ``latents``.
 
@@ -166,6 +172,7 @@ def guided(
             that gives them. Its pose, reference and motion are not read: those of ``positive`` stand in every branch.
         guidance: How to combine the branches.
         batch_branches: Run the branches as one batch where their shapes allow it; one after the other saves memory.
+            None takes one batch up to :data:`BATCHED_POSITIONS`.
 
     Returns:
         ``(B, C, t, h, w)``.
@@ -176,6 +183,8 @@ def guided(
     branches = [replace(positive, text=dropped.text, audio=dropped.audio), positive]
     if guidance.mode == "split":
         branches.append(replace(positive, audio=dropped.audio))
+    if batch_branches is None:
+        batch_branches = latents[0, 0].numel() <= BATCHED_POSITIONS
     if batch_branches and all(_shapes(branch) == _shapes(positive) for branch in branches):
         count = len(branches)
         conditioning = _stack(branches, positive, dropped)

@@ -77,6 +77,18 @@ def _add_and_listen(
     return x
 
 
+def _beside(attended: Tensor, hidden: Tensor) -> Tensor:
+    """``attended (B, L, D)`` and, beside it, the GELU of ``hidden (B, L, M)``; ``(B, L, D + M)``."""
+    if torch.is_grad_enabled():
+        return torch.cat([attended, F.gelu(hidden, approximate="tanh")], dim=-1)  # (B, L, D + M)
+    # Without gradients the GELU writes where it is wanted, which saves a pass over the wider part.
+    width = attended.shape[-1]
+    joined = attended.new_empty(*attended.shape[:-1], width + hidden.shape[-1])
+    joined[..., :width] = attended
+    torch.ops.aten.gelu.out(hidden, approximate="tanh", out=joined[..., width:])
+    return joined
+
+
 class Stream(nn.Module):
     """The weights of one stream of a double block."""
 
@@ -175,6 +187,6 @@ class SingleStreamBlock(nn.Module):
         norm = self.qk_norm
         q, k = self.ops.qk_norm_rope(q, k, norm.q_weight, norm.k_weight, inputs.cos, inputs.sin, eps=self.eps)
         attended = rearrange(self.ops.attention(q, k, v, mask=inputs.mask), "B L N K -> B L (N K)")
-        out = self.linear2(torch.cat([attended, F.gelu(hidden, approximate="tanh")], dim=-1))
+        out = self.linear2(_beside(attended, hidden))
         visual = x.shape[1] - text_tokens
         return _add_and_listen(self.audio, self.ops, x, out, gate, inputs, segments=segments, visual=visual)

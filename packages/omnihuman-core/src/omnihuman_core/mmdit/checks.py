@@ -36,12 +36,6 @@ def check_inputs(config: MMDiTConfig, latents: Tensor, sigma: Tensor, conditioni
                 f"got {tuple(picture.shape)}"
             )
     text = conditioning.text
-    groups = config.text_groups
-    if text is not None and groups is not None and text.mask.shape[1] < groups.prompt_tokens + groups.glyph_tokens:
-        raise ValueError(
-            f"text.tokens must be {groups.prompt_tokens} of a prompt and {groups.glyph_tokens} of words to be written, "
-            f"got {text.mask.shape[1]}"
-        )
     if text is not None and config.pooled_dim is not None:
         width = None if text.pooled is None else text.pooled.shape[-1]
         if width != config.pooled_dim:

@@ -153,15 +153,18 @@ class MMDiT(nn.Module):
     def _embed_text(
         self, text: TextCondition | None, sigma: Tensor, visual: int, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
-        """Text tokens, the tables with the text's identity rotation, and the key mask of the whole sequence."""
+        """Text tokens, the tables with the text's identity rotation, and the key mask of the whole sequence, if any."""
         if text is None or self.text_embed is None:
             return None, cos, sin, None
         if isinstance(self.text_embed, TokenRefiner | GroupedTextEmbed):
             tokens = self.text_embed(text.tokens, text.mask, sigma)
         else:
             tokens = self.text_embed(text.tokens)
+        tables = append_text(cos, sin, tokens.shape[1])
+        if not text.padded:
+            return tokens, *tables, None
         mask = torch.cat([text.mask.new_ones(text.mask.shape[0], visual), text.mask], dim=1)  # (B, L + S)
-        return tokens, *append_text(cos, sin, tokens.shape[1]), mask
+        return tokens, *tables, mask
 
     def _condition(
         self, sigma: Tensor, text: TextCondition | None, clean: int, noisy: int

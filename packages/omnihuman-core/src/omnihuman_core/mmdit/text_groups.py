@@ -68,11 +68,11 @@ class GroupedTextEmbed(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor, sigma: Tensor) -> Tensor:
         """``tokens (B, S, D_text)``, ``mask (B, S)``, ``sigma (B,)`` -> ``(B, S, D)``."""
         groups = self.groups
-        prompt_tokens = groups.prompt_tokens
-        sizes = (prompt_tokens, groups.glyph_tokens, tokens.shape[1] - prompt_tokens - groups.glyph_tokens)
-        prompt, glyphs, picture = tokens.split_with_sizes(sizes, dim=1)
+        # A text that ends early has been trimmed: what would follow has no tokens.
+        ends = (groups.prompt_tokens, groups.prompt_tokens + groups.glyph_tokens)
+        prompt, glyphs, picture = tokens.tensor_split(ends, dim=1)
         embedded = (
-            self.prompt(prompt, mask[:, :prompt_tokens], sigma),
+            self.prompt(prompt, mask[:, : prompt.shape[1]], sigma),
             self.glyphs(glyphs[..., : groups.glyph_dim]),
             self.picture(picture[..., : groups.picture_dim]),
         )

@@ -6,7 +6,7 @@ Nothing is imported and no device is asked before a backend is looked at.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -77,6 +77,16 @@ def describe_target(device: torch.device | str, dtype: torch.dtype, *, training:
     return Target(device=device, name=name, capability=capability, dtype=dtype, training=training)
 
 
+def _flash_attention(
+    version: int, capabilities: tuple[tuple[int, int], tuple[int, int]], head_dims: Sequence[int]
+) -> AttentionBackend:
+    return AttentionBackend(
+        name=f"flash_attn_{version}",
+        supports=(AttentionSupport(device="cuda", capabilities=capabilities, dtypes=HALF, head_dims=head_dims),),
+        load=partial(load_flash_attention, version),
+    )
+
+
 # Plainest first: where two are as fast as each other, the choice takes the first.
 _OWN = (
     AttentionBackend(name="sdpa", supports=(AttentionSupport(device=None),), with_torch=True, load=lambda: attention),
@@ -109,27 +119,9 @@ _OWN = (
         with_torch=True,
         load=partial(load_sdpa, SDPBackend.EFFICIENT_ATTENTION),
     ),
-    AttentionBackend(
-        name="flash_attn_2",
-        supports=(
-            AttentionSupport(device="cuda", capabilities=((8, 0), NEWEST), dtypes=HALF, head_dims=range(8, 257, 8)),
-        ),
-        load=partial(load_flash_attention, 2),
-    ),
-    AttentionBackend(
-        name="flash_attn_3",
-        supports=(
-            AttentionSupport(device="cuda", capabilities=((9, 0), (9, 0)), dtypes=HALF, head_dims=range(8, 257, 8)),
-        ),
-        load=partial(load_flash_attention, 3),
-    ),
-    AttentionBackend(
-        name="flash_attn_4",
-        supports=(
-            AttentionSupport(device="cuda", capabilities=((9, 0), (11, 9)), dtypes=HALF, head_dims=(64, 96, 128)),
-        ),
-        load=partial(load_flash_attention, 4),
-    ),
+    _flash_attention(2, ((8, 0), NEWEST), range(8, 257, 8)),
+    _flash_attention(3, ((9, 0), (9, 0)), range(8, 257, 8)),
+    _flash_attention(4, ((9, 0), (11, 9)), (64, 96, 128)),
     AttentionBackend(
         name="flex",
         supports=(

@@ -173,6 +173,21 @@ class BackboneConformance:
             wrong = replace(everything, text=wide)
             assert_refused(lambda: self.run(backbone, latents, wrong), "text tokens of another width")
 
+    def test_8_text_padding(self, backbone: Backbone) -> None:
+        """Invariant 8: text tokens that do not count change nothing, whether they are there or not."""
+        # The last sample, which alone has tokens that do not count.
+        latents = self.latents(backbone)[-1:]
+        everything = self.conditioning(backbone, self.latents(backbone)).map(lambda value: value[-1:])
+        text = everything.text
+        if text is None:
+            return
+        sigma = torch.tensor([0.3])
+        velocity = self.run(backbone, latents, everything, sigma)
+        noise = torch.where(text.mask[..., None], text.tokens, _randn(*text.tokens.shape, seed=7))
+        for changed, what in ((replace(text, tokens=noise), "other padding"), (text.trimmed(), "no padding")):
+            other = self.run(backbone, latents, replace(everything, text=changed), sigma)
+            assert_close(other, velocity, self.tolerance, f"velocity with {what}")
+
 
 def _randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
