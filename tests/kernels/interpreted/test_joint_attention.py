@@ -7,7 +7,7 @@ from omnihuman_kernels import _launch
 from omnihuman_kernels.joint_attention import joint_attention, joint_attention_varlen
 from omnihuman_kernels.joint_attention.op import _backward, _forward
 from tests.kernels import references
-from tests.kernels.agreement import DTYPES, assert_agrees
+from tests.kernels.agreement import DTYPES, assert_agrees, gradients
 
 
 def make(batch, queries, keys, heads, head_dim):
@@ -106,6 +106,34 @@ def test_large_scores_stay_finite():
     torch.testing.assert_close(
         joint_attention(q * 100, k, v), references.attention(q * 100, k, v), rtol=1e-4, atol=1e-4
     )
+
+
+def test_keys_past_the_end_do_not_reach_gradients(path, passes):
+    """Where every score is far below zero, the zeros that fill the last tile would weigh infinitely much."""
+    q, k, v = (x.float() for x in make(1, 35, 41, 1, 16))
+    upstream = [torch.ones(1, 35, 1, 16)]
+    got, expected = (gradients(f, [q + 8, k - 8, v], upstream) for f in (joint_attention, references.attention))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_saved_results_may_have_gaps(passes):
+    """Hooks on saved tensors may hand back the same numbers with other strides."""
+    inputs = [x.float() for x in make(2, 5, 7, 2, 16)]
+    truth = gradients(joint_attention, inputs, [torch.ones(2, 5, 2, 16)])
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0)):
+        got = gradients(joint_attention, inputs, [torch.ones(2, 5, 2, 16)])
+    torch.testing.assert_close(got, truth)
+
+
+def test_starts_of_documents_may_have_gaps():
+    q, k, v = (x[0].float() for x in make(1, 9, 9, 1, 16))
+    starts = torch.tensor([0, 7, 4, 7, 9, 7], dtype=torch.int32)[::2]
+    sizes = {"max_seqlen_q": 5, "max_seqlen_k": 5}
+    got, expected = (
+        joint_attention_varlen(q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, **sizes) for cu in (starts, starts.clone())
+    )
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(got[:4], references.attention(*(x[None, :4] for x in (q, k, v)))[0])
 
 
 @pytest.mark.parametrize("one_pass", [True, False])

@@ -16,14 +16,14 @@ def backward_q_kernel(
     do_ptr, out_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, lse_ptr, delta_ptr, dq_ptr,
     do_stride_b, do_stride_l, do_stride_n, q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n,
     v_stride_b, v_stride_l, v_stride_n, o_stride_b, o_stride_l, lse_stride_b, lse_stride_n, mask_stride_b,
-    len_q, len_k, num_heads, scale, scale_log2,
+    len_q, len_k, scale, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
     TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of queries, and the row sums of do * out."""
     first = tl.program_id(0) * BLOCK_M
-    batch = tl.program_id(1) // num_heads
-    head = tl.program_id(1) % num_heads
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
     q_from, len_q = document(cu_q_ptr, batch, len_q, VARLEN)
     k_from, len_k = document(cu_k_ptr, batch, len_k, VARLEN)
     do_start = first_row(do_ptr, batch, head, q_from, do_stride_b, do_stride_l, do_stride_n, VARLEN)
@@ -65,72 +65,15 @@ def backward_q_kernel(
 
 
 @triton.jit
-def backward_kv_kernel(
-    do_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
-    do_stride_b, do_stride_l, do_stride_n, q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n,
-    v_stride_b, v_stride_l, v_stride_n, dk_stride_b, dk_stride_l, lse_stride_b, lse_stride_n, mask_stride_b,
-    len_q, len_k, num_heads, scale, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
-    TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Gradients of a tile of keys and of its values."""
-    first = tl.program_id(0) * BLOCK_N
-    batch = tl.program_id(1) // num_heads
-    head = tl.program_id(1) % num_heads
-    q_from, len_q = document(cu_q_ptr, batch, len_q, VARLEN)
-    k_from, len_k = document(cu_k_ptr, batch, len_k, VARLEN)
-    do_start = first_row(do_ptr, batch, head, q_from, do_stride_b, do_stride_l, do_stride_n, VARLEN)
-    q_start = first_row(q_ptr, batch, head, q_from, q_stride_b, q_stride_l, q_stride_n, VARLEN)
-    k_start = first_row(k_ptr, batch, head, k_from, k_stride_b, k_stride_l, k_stride_n, VARLEN)
-    v_start = first_row(v_ptr, batch, head, k_from, v_stride_b, v_stride_l, v_stride_n, VARLEN)
-    dk_start = first_row(dk_ptr, batch, head, k_from, dk_stride_b, dk_stride_l, HEAD_DIM, VARLEN)
-    dv_start = first_row(dv_ptr, batch, head, k_from, dk_stride_b, dk_stride_l, HEAD_DIM, VARLEN)
-    lse_start = first_row(lse_ptr, batch, head, q_from, lse_stride_b, 1, lse_stride_n, VARLEN)
-    delta_start = first_row(delta_ptr, batch, head, q_from, lse_stride_b, 1, lse_stride_n, VARLEN)
-    q_desc = describe_rows(q_start, len_q, q_stride_l, BLOCK_M, HEAD_DIM, TMA)
-    do_desc = describe_rows(do_start, len_q, do_stride_l, BLOCK_M, HEAD_DIM, TMA)
-    # Through descriptors too, so that tiles that stay lie in shared memory instead of registers.
-    k_desc = describe_rows(k_start, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA)
-    v_desc = describe_rows(v_start, len_k, v_stride_l, BLOCK_N, HEAD_DIM, TMA)
-    k = load_rows(k_desc, k_start, first, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
-    v = load_rows(v_desc, v_start, first, len_k, v_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
-    # Keys past the end have k = 0 and rows of their own in dk and dv, which are not stored: only a mask needs care.
-    if MASKED:
-        keys = first + tl.arange(0, BLOCK_N)
-        counts = tl.load(mask_ptr + batch * mask_stride_b + keys, mask=keys < len_k, other=0) != 0
-
-    dk = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
-    dv = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
-    end = tl.where(first < len_k, len_q, 0)
-    for start in tl.range(0, end, BLOCK_M, warp_specialize=WARP_SPECIALIZE):
-        q = load_rows(q_desc, q_start, start, len_q, q_stride_l, BLOCK_M, HEAD_DIM, TMA, UPCAST)
-        do = load_rows(do_desc, do_start, start, len_q, do_stride_l, BLOCK_M, HEAD_DIM, TMA, UPCAST)
-        rows = start + tl.arange(0, BLOCK_M)
-        # Rows past the end have q = do = 0 and get weight 1, which zero rows of do then leave without effect.
-        lse = tl.load(lse_start + rows, mask=rows < len_q, other=0.0)
-        delta = tl.load(delta_start + rows, mask=rows < len_q, other=0.0)
-        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
-        weights = tl.exp2(scores - lse[None, :])
-        if MASKED:
-            weights = tl.where(counts[:, None], weights, 0.0)
-        dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
-        dweights = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-        dscores = weights * (dweights - delta[None, :])
-        dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision=PRECISION)
-    store_rows(dk_start, dk * scale, first, len_k, dk_stride_l, BLOCK_N, HEAD_DIM)
-    store_rows(dv_start, dv, first, len_k, dk_stride_l, BLOCK_N, HEAD_DIM)
-
-
-@triton.jit
 def prepare_kernel(
     do_ptr, out_ptr, delta_ptr, dq_ptr,
-    do_stride_b, do_stride_l, do_stride_n, o_stride_b, o_stride_l, lse_stride_b, lse_stride_n, length, num_heads,
+    do_stride_b, do_stride_l, do_stride_n, o_stride_b, o_stride_l, lse_stride_b, lse_stride_n, length,
     HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Row sums of do * out, and zeros where the pass over the keys adds up dq."""
     first = tl.program_id(0) * ROWS
-    batch = (tl.program_id(1) // num_heads).to(tl.int64)
-    head = (tl.program_id(1) % num_heads).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
     rows = first + tl.arange(0, ROWS)
     wide = rows.to(tl.int64)[:, None]
     dims = tl.arange(0, HEAD_DIM)[None, :]
@@ -149,38 +92,40 @@ def backward_kernel(
     do_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, lse_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr,
     do_stride_b, do_stride_l, do_stride_n, q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n,
     v_stride_b, v_stride_l, v_stride_n, dq_stride_b, dq_stride_l, dk_stride_b, dk_stride_l,
-    lse_stride_b, lse_stride_n, mask_stride_b, len_q, len_k, num_heads, scale, scale_log2,
+    lse_stride_b, lse_stride_n, mask_stride_b, len_q, len_k, scale, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
-    TMA: tl.constexpr, REDUCE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    TMA: tl.constexpr, WITH_DQ: tl.constexpr, REDUCE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of keys and of its values, and what the tile adds to the gradient of every query."""
+    """Gradients of a tile of keys and of its values; ``WITH_DQ`` also what the tile adds to that of every query."""
     first = tl.program_id(0) * BLOCK_N
-    batch = tl.program_id(1) // num_heads
-    head = tl.program_id(1) % num_heads
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
     q_from, len_q = document(cu_q_ptr, batch, len_q, VARLEN)
     k_from, len_k = document(cu_k_ptr, batch, len_k, VARLEN)
     do_start = first_row(do_ptr, batch, head, q_from, do_stride_b, do_stride_l, do_stride_n, VARLEN)
     q_start = first_row(q_ptr, batch, head, q_from, q_stride_b, q_stride_l, q_stride_n, VARLEN)
     k_start = first_row(k_ptr, batch, head, k_from, k_stride_b, k_stride_l, k_stride_n, VARLEN)
     v_start = first_row(v_ptr, batch, head, k_from, v_stride_b, v_stride_l, v_stride_n, VARLEN)
-    dq_start = first_row(dq_ptr, batch, head, q_from, dq_stride_b, dq_stride_l, HEAD_DIM, VARLEN)
     dk_start = first_row(dk_ptr, batch, head, k_from, dk_stride_b, dk_stride_l, HEAD_DIM, VARLEN)
     dv_start = first_row(dv_ptr, batch, head, k_from, dk_stride_b, dk_stride_l, HEAD_DIM, VARLEN)
     lse_start = first_row(lse_ptr, batch, head, q_from, lse_stride_b, 1, lse_stride_n, VARLEN)
     delta_start = first_row(delta_ptr, batch, head, q_from, lse_stride_b, 1, lse_stride_n, VARLEN)
     q_desc = describe_rows(q_start, len_q, q_stride_l, BLOCK_M, HEAD_DIM, TMA)
     do_desc = describe_rows(do_start, len_q, do_stride_l, BLOCK_M, HEAD_DIM, TMA)
+    # Through descriptors too, so that tiles that stay lie in shared memory instead of registers.
     k_desc = describe_rows(k_start, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA)
     v_desc = describe_rows(v_start, len_k, v_stride_l, BLOCK_N, HEAD_DIM, TMA)
-    # Adding through a descriptor leaves the sums to the memory system, a row of a tile at a time.
-    dq_desc = describe_rows(dq_start, len_q, dq_stride_l, BLOCK_M, HEAD_DIM, REDUCE)
+    if WITH_DQ:
+        dq_start = first_row(dq_ptr, batch, head, q_from, dq_stride_b, dq_stride_l, HEAD_DIM, VARLEN)
+        # Adding through a descriptor leaves the sums to the memory system, a row of a tile at a time.
+        dq_desc = describe_rows(dq_start, len_q, dq_stride_l, BLOCK_M, HEAD_DIM, REDUCE)
     k = load_rows(k_desc, k_start, first, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
     v = load_rows(v_desc, v_start, first, len_k, v_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
-    # Keys past the end are zeros: they add nothing to dq, and rows of their own in dk and dv are not stored.
+    keys = first + tl.arange(0, BLOCK_N)
+    counts = keys < len_k
     if MASKED:
-        keys = first + tl.arange(0, BLOCK_N)
-        counts = tl.load(mask_ptr + batch * mask_stride_b + keys, mask=keys < len_k, other=0) != 0
+        counts = tl.load(mask_ptr + batch * mask_stride_b + keys, mask=counts, other=0) != 0
 
     dk = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
     dv = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
@@ -189,21 +134,25 @@ def backward_kernel(
         q = load_rows(q_desc, q_start, start, len_q, q_stride_l, BLOCK_M, HEAD_DIM, TMA, UPCAST)
         do = load_rows(do_desc, do_start, start, len_q, do_stride_l, BLOCK_M, HEAD_DIM, TMA, UPCAST)
         rows = start + tl.arange(0, BLOCK_M)
+        # Rows past the end have q = do = 0 and get weight 1, which zero rows of do then leave without effect.
         lse = tl.load(lse_start + rows, mask=rows < len_q, other=0.0)
         delta = tl.load(delta_start + rows, mask=rows < len_q, other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
         weights = tl.exp2(scores - lse[None, :])
-        if MASKED:
+        # Keys past the end have score 0, whose weight may be infinite. Their rows of dk and dv are not stored, but dq
+        # is a sum over keys.
+        if MASKED or WITH_DQ:
             weights = tl.where(counts[:, None], weights, 0.0)
         dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
         dweights = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         dscores = (weights * (dweights - delta[None, :])).to(q.dtype)
         dk = tl.dot(dscores, q, dk, input_precision=PRECISION)
-        dq = tl.dot(tl.trans(dscores), k, input_precision=PRECISION) * scale
-        if REDUCE:
-            dq_desc.atomic_add([start, 0], dq)
-        else:
-            at = dq_start + rows.to(tl.int64)[:, None] * dq_stride_l + tl.arange(0, HEAD_DIM)[None, :]
-            tl.atomic_add(at, dq, mask=(rows < len_q)[:, None], sem="relaxed")
+        if WITH_DQ:
+            dq = tl.dot(tl.trans(dscores), k, input_precision=PRECISION) * scale
+            if REDUCE:
+                dq_desc.atomic_add([start, 0], dq)
+            else:
+                at = dq_start + rows.to(tl.int64)[:, None] * dq_stride_l + tl.arange(0, HEAD_DIM)[None, :]
+                tl.atomic_add(at, dq, mask=(rows < len_q)[:, None], sem="relaxed")
     store_rows(dk_start, dk * scale, first, len_k, dk_stride_l, BLOCK_N, HEAD_DIM)
     store_rows(dv_start, dv, first, len_k, dk_stride_l, BLOCK_N, HEAD_DIM)

@@ -16,14 +16,14 @@ def forward_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, out_ptr, lse_ptr,
     q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n, v_stride_b, v_stride_l, v_stride_n,
     o_stride_b, o_stride_l, lse_stride_b, lse_stride_n, mask_stride_b,
-    len_q, len_k, num_heads, scale_log2,
+    len_q, len_k, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
     TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries of one head against all keys."""
     first = tl.program_id(0) * BLOCK_M
-    batch = tl.program_id(1) // num_heads
-    head = tl.program_id(1) % num_heads
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
     q_from, len_q = document(cu_q_ptr, batch, len_q, VARLEN)
     k_from, len_k = document(cu_k_ptr, batch, len_k, VARLEN)
     q_start = first_row(q_ptr, batch, head, q_from, q_stride_b, q_stride_l, q_stride_n, VARLEN)

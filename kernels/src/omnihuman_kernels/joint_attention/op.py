@@ -22,12 +22,7 @@ from omnihuman_kernels._launch import (
     require_device,
     unit_stride,
 )
-from omnihuman_kernels.joint_attention.backward import (
-    backward_kernel,
-    backward_kv_kernel,
-    backward_q_kernel,
-    prepare_kernel,
-)
+from omnihuman_kernels.joint_attention.backward import backward_kernel, backward_q_kernel, prepare_kernel
 from omnihuman_kernels.joint_attention.forward import forward_kernel
 
 HEAD_DIMS = (16, 32, 64, 128)
@@ -60,44 +55,33 @@ def _documents(q: Tensor, cu_q: Tensor | None) -> int:
     return q.shape[0] if cu_q is None else cu_q.shape[0] - 1
 
 
+def _operands(*tensors: Tensor | None) -> list[Any]:
+    """Tensors as kernels read them: rows of heads with any strides between them, all else without gaps."""
+    return [x if x is None else unit_stride(x) if x.ndim == 4 else x.contiguous() for x in tensors]
+
+
 @torch.library.custom_op("omnihuman::joint_attention", mutates_args=())
 def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    cu_q: Tensor | None,
-    cu_k: Tensor | None,
-    max_q: int,
-    max_k: int,
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor,
+    mask: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     require_device(q)
-    q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
-    mask = None if mask is None else mask.contiguous()
-    out, lse = _empty_forward(q, k, v, mask, cu_q, cu_k, max_q, max_k)
+    q, k, v, mask, cu_q, cu_k = _operands(q, k, v, mask, cu_q, cu_k)
+    out, lse = _empty_forward(q)
     kind = "forward" if mask is None else "forward_masked"
     tile = attention_tile(kind, q.shape[3], q, describe=describable(q, k, v))
     launch(
-        forward_kernel, (triton.cdiv(max_q, tile.block_m), _documents(q, cu_q) * q.shape[2]), q,
+        forward_kernel, (triton.cdiv(max_q, tile.block_m), q.shape[2], _documents(q, cu_q)), q,
         q, k, v, mask, cu_q, cu_k, out, lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:2], *lse.stride()[:2],
-        0 if mask is None else mask.stride(0), max_q, max_k, q.shape[2], q.shape[3] ** -0.5 * LOG2_E,
+        0 if mask is None else mask.stride(0), max_q, max_k, q.shape[3] ** -0.5 * LOG2_E,
         **_options(tile, q, mask, cu_q),
     )  # fmt: skip
     return out, lse
 
 
 @_forward.register_fake
-def _empty_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    cu_q: Tensor | None,
-    cu_k: Tensor | None,
-    max_q: int,
-    max_k: int,
-) -> tuple[Tensor, Tensor]:
+def _empty_forward(q: Tensor, *_others: object) -> tuple[Tensor, Tensor]:
     batch, length, heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((batch, heads, length), dtype=torch.float32)
 
@@ -108,53 +92,45 @@ def _backward(
     mask: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     require_device(q)
-    do, q, k, v = unit_stride(do), unit_stride(q), unit_stride(k), unit_stride(v)
-    mask = None if mask is None else mask.contiguous()
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    do, q, k, v, lse, mask, cu_q, cu_k = _operands(do, q, k, v, lse, mask, cu_q, cu_k)
+    out = out.contiguous()
+    dq, dk, dv = _empty_backward(do, out, lse, q, k, v)
     delta = torch.empty_like(lse)
-    head_dim, scale = q.shape[3], q.shape[3] ** -0.5
-    programs = _documents(q, cu_q) * q.shape[2]
+    heads, head_dim, scale = q.shape[2], q.shape[3], q.shape[3] ** -0.5
+    inputs, statistics = (q, k, v, mask, cu_q, cu_k), (*lse.stride()[:2], 0 if mask is None else mask.stride(0))
     strides = (*do.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    statistics = (*lse.stride()[:2], 0 if mask is None else mask.stride(0))
-    sizes = (max_q, max_k, q.shape[2], scale, scale * LOG2_E)
+    sizes = (max_q, max_k, scale, scale * LOG2_E)
     describe = describable(do, q, k, v)
-    if one_pass(q, describe=describe):
-        sums = torch.empty_like(dq, dtype=torch.float32)
+    together = one_pass(q, describe=describe)
+    sums = torch.empty_like(dq, dtype=torch.float32) if together else None
+    if sums is not None:
         launch(
-            prepare_kernel, (triton.cdiv(q.shape[1], PREPARED_ROWS), q.shape[0] * q.shape[2]), q,
-            do, out, delta, sums, *do.stride()[:3], *out.stride()[:2], *lse.stride()[:2], q.shape[1], q.shape[2],
+            prepare_kernel, (triton.cdiv(q.shape[1], PREPARED_ROWS), heads, q.shape[0]), q,
+            do, out, delta, sums, *do.stride()[:3], *out.stride()[:2], *lse.stride()[:2], q.shape[1],
             HEAD_DIM=head_dim, ROWS=PREPARED_ROWS, num_warps=4,
         )  # fmt: skip
-        tile = attention_tile("backward", head_dim, q, describe=describe)
+    else:
+        # dq goes first: it writes the row sums of do * out, which dk and dv need.
+        tile = attention_tile("backward_q", head_dim, q, describe=describe)
         launch(
-            backward_kernel, (triton.cdiv(max_k, tile.block_n), programs), q,
-            do, q, k, v, mask, cu_q, cu_k, lse, delta, sums, dk, dv, *strides, *sums.stride()[:2], *dk.stride()[:2],
-            *statistics, *sizes,
-            # The interpreter knows no sums through descriptors.
-            REDUCE=tile.tma and not interpreting(), **_options(tile, q, mask, cu_q),
+            backward_q_kernel, (triton.cdiv(max_q, tile.block_m), heads, _documents(q, cu_q)), q,
+            do, out, *inputs, lse, delta, dq, *strides, *dq.stride()[:2], *statistics, *sizes,
+            **_options(tile, q, mask, cu_q),
         )  # fmt: skip
-        return sums.to(q.dtype, copy=True), dk, dv
-    # dq goes first: it writes the row sums of do * out, which dk and dv need.
-    tile = attention_tile("backward_q", head_dim, q, describe=describe)
+    tile = attention_tile("backward" if together else "backward_kv", head_dim, q, describe=describe)
     launch(
-        backward_q_kernel, (triton.cdiv(max_q, tile.block_m), programs), q,
-        do, out, q, k, v, mask, cu_q, cu_k, lse, delta, dq, *strides, *dq.stride()[:2], *statistics, *sizes,
-        **_options(tile, q, mask, cu_q),
+        backward_kernel, (triton.cdiv(max_k, tile.block_n), heads, _documents(q, cu_q)), q,
+        do, *inputs, lse, delta, sums, dk, dv, *strides, *dq.stride()[:2], *dk.stride()[:2], *statistics, *sizes,
+        # The interpreter knows no sums through descriptors.
+        WITH_DQ=together, REDUCE=together and tile.tma and not interpreting(), **_options(tile, q, mask, cu_q),
     )  # fmt: skip
-    tile = attention_tile("backward_kv", head_dim, q, describe=describe)
-    launch(
-        backward_kv_kernel, (triton.cdiv(max_k, tile.block_n), programs), q,
-        do, q, k, v, mask, cu_q, cu_k, lse, delta, dk, dv, *strides, *dk.stride()[:2], *statistics, *sizes,
-        **_options(tile, q, mask, cu_q),
-    )  # fmt: skip
-    return dq, dk, dv
+    return dq if sums is None else sums.to(q.dtype, copy=True), dk, dv
 
 
 @_backward.register_fake
 def _empty_backward(
-    do: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor,
-    mask: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    do: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *_others: object
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 

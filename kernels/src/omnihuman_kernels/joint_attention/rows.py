@@ -23,11 +23,11 @@ def document(cu_ptr, batch, length, VARLEN: tl.constexpr):
 
 @triton.jit
 def first_row(ptr, batch, head, start, stride_b, stride_l, stride_n, VARLEN: tl.constexpr):
-    """First row of a head; documents of a packed sequence are rows of one batch item."""
+    """First row of a head, both 64 bits wide; documents of a packed sequence are rows of one batch item."""
     if VARLEN:
-        return ptr + start * stride_l + head.to(tl.int64) * stride_n
+        return ptr + start * stride_l + head * stride_n
     else:
-        return ptr + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_n
+        return ptr + batch * stride_b + head * stride_n
 
 
 @triton.jit
