@@ -9,23 +9,17 @@ loudness, the check of the waveform and the choice of layers. Before anything is
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import sys
 import tempfile
-import time
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 
+import report
 import torch
 from transformers import Wav2Vec2Config as PublicConfig
 from transformers import Wav2Vec2Model
 
 from omnihuman_conditions.audio.features import Wav2Vec2Config, Wav2Vec2Extractor
 
-RESULTS = Path(__file__).parents[1] / "results"
 TOLERANCE = 1e-5
 SAMPLE_RATE = 16000
 
@@ -40,15 +34,9 @@ def main() -> int:
     torch.set_num_threads(1)
     with torch.inference_mode(), tempfile.TemporaryDirectory() as directory:
         row = measure(directory, arguments.seconds, arguments.repeats)
-    facts = {
-        "hardware": f"{platform.machine()}, 1 thread",
-        "torch": torch.__version__,
-        "command": "python benchmarks/end_to_end/audio_features.py " + " ".join(sys.argv[1:]),
-    }
-    line = json.dumps({**facts, **row})
-    print(line)
+    report.show("wav2vec 2.0 features, seconds, median", [row])
     if arguments.save:
-        (RESULTS / f"audio_features_cpu_{datetime.now(UTC):%Y%m}.jsonl").write_text(line + "\n")
+        report.save("audio_features", [row])
     return 0
 
 
@@ -72,15 +60,10 @@ def measure(directory: str, seconds: int, repeats: int) -> dict[str, float]:
     if error > TOLERANCE:
         raise SystemExit(f"states differ by {error:.1e}; nothing is timed")
     extractor = Wav2Vec2Extractor(config)
-    times: dict[str, list[float]] = {"transformers": [], "ours": []}
-    for _ in range(repeats):
-        for name, run in (("transformers", states), ("ours", lambda: extractor.extract(waveform))):
-            started = time.process_time()
-            run()
-            times[name].append(time.process_time() - started)
-    medians = {f"{name}_s": round(statistics.median(values), 4) for name, values in times.items()}
-    ratio = statistics.median(b / a for a, b in zip(times["transformers"], times["ours"], strict=True))
-    return {"seconds of sound": seconds, **medians, "times the time": round(ratio, 3), "relative error": error}
+    times = report.in_turns({"transformers": states, "ours": lambda: extractor.extract(waveform)}, repeats)
+    medians = {f"{name}_s": report.median(values) for name, values in times.items()}
+    ratio, *_ = report.ratios(times["ours"], times["transformers"])
+    return {"seconds of sound": seconds, **medians, "times the time": ratio, "relative error": float(f"{error:.1e}")}
 
 
 if __name__ == "__main__":

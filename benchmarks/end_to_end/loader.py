@@ -15,19 +15,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import os
-import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 from safetensors.torch import save
 
@@ -41,7 +36,6 @@ from omnihuman_train.data.stream import FlowStream, StreamConfig
 from omnihuman_train.data.video_stream import VideoStream
 from omnihuman_train.stages import Ratios, Stage
 
-RESULTS = Path(__file__).parents[1] / "results"
 SPEC = {"channels": 16, "temporal_stride": 4, "spatial_stride": 8}
 # No pose is kept: drawing skeletons is work of its own.
 STAGES = (Stage(name="text+audio", steps=1, ratios=Ratios(text=0.9, audio=0.5, pose=0.0)),)
@@ -115,27 +109,13 @@ def raw_read(folder: Path, buffer: memoryview) -> int:
     return total
 
 
-def timed(function: Callable[[], object]) -> float:
-    started = time.process_time()
-    function()
-    return time.process_time() - started
-
-
 def paired(base: Callable[[], object], ours: Callable[[], object], repeats: int) -> dict[str, Any]:
     """Speed of ``ours`` over that of ``base``: median, smallest and largest of the pairs, and both medians."""
-    times = []
-    for number in range(repeats + 1):
-        pair = [timed(function) for function in (base, ours)]
-        # The first pair opens files and fills caches.
-        times += [pair] if number else []
-    ratios = sorted(a / b for a, b in times)
-    return {
-        "base_s": round(statistics.median(a for a, _ in times), 4),
-        "ours_s": round(statistics.median(b for _, b in times), 4),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(ratios[0], 3),
-        "ratio_max": round(ratios[-1], 3),
-    }
+    # The first pair opens files and fills caches.
+    times = {name: seconds[1:] for name, seconds in report.in_turns({"base": base, "ours": ours}, repeats + 1).items()}
+    ratio, least, most = report.ratios(times["base"], times["ours"])
+    medians = {f"{name}_s": report.median(seconds) for name, seconds in times.items()}
+    return {**medians, "ratio": ratio, "ratio_min": least, "ratio_max": most}
 
 
 def measure_states(folder: Path, repeats: int) -> list[dict[str, Any]]:
@@ -209,20 +189,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_states(Path(folder), arguments.repeats)
         rows.append(measure_video(Path(folder), arguments.repeats, arguments.threads))
-    machine = {
-        "hardware": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {arguments.threads} threads",
-        "torch": torch.__version__,
-        "command": "python benchmarks/end_to_end/loader.py --save",
-        "repeats": arguments.repeats,
-    }
-    columns = ("what", "base", "base_s", "ours_s", "ratio", "ratio_min", "ratio_max", "base_mib_s")
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(str(row.get(column, "")) for column in columns) for row in rows]
-    print("\n".join(f"| {line} |" for line in lines))
+    report.show("Data stream, seconds, median", rows)
     if arguments.save:
-        path = RESULTS / f"loader_cpu_{datetime.now(UTC):%Y%m}.jsonl"
-        path.write_text("".join(json.dumps({**machine, **row}) + "\n" for row in rows), encoding="utf-8")
-        print(path)
+        report.save("loader", rows)
     return 0
 
 

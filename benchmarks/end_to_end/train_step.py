@@ -12,20 +12,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 import resource
-import statistics
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+import report
 import torch
 from dit_forward import LATENTS, TEXT_DIM, TEXT_TOKENS, models
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from omnihuman_core.contracts import Conditioning, TextCondition
@@ -36,7 +30,6 @@ from omnihuman_train.ema import Ema
 from omnihuman_train.flops import forward_flops, sample_tokens, step_over_forward
 from omnihuman_train.optim import OptimizerGroup
 
-RESULTS = Path(__file__).parents[1] / "results"
 TOLERANCE = 1e-4
 # Step over own forward, at most; our step against diffusers', at least.
 GOALS = {"none": 3.9, "selective": 4.2, "full": 5.0}
@@ -52,22 +45,9 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     arguments = parser.parse_args()
     rows = measure(arguments.width, arguments.frames, arguments.repeats)
-    table = Table(title=f"Training step, width {arguments.width}, user CPU seconds, median")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    report.show(f"Training step, width {arguments.width}, user CPU seconds, median", rows)
     if arguments.save:
-        facts = {
-            "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "torch": torch.__version__,
-            "command": "python benchmarks/end_to_end/train_step.py " + " ".join(sys.argv[1:]),
-        }
-        path = RESULTS / f"train_step_cpu_{datetime.now(UTC):%Y%m}.jsonl"
-        old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [row for row in old if (row["width"], row["tokens"]) != (rows[0]["width"], rows[0]["tokens"])]
-        path.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *({**facts, **row} for row in rows)]))
+        report.save("train_step", rows, key=("width", "tokens"))
     return 0
 
 
@@ -105,10 +85,7 @@ def measure(width: int, frames: int, repeats: int) -> list[dict[str, Any]]:
     jobs |= {f"step, {name}": trainer.step for name, trainer in trainers.items()}
     for job in jobs.values():
         job()
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            seconds[name].append(user_seconds(job))
+    seconds = report.in_turns(jobs, repeats, clock=user_seconds)
     config = trainers["none"].model.config
     flops = forward_flops(
         config,
@@ -125,7 +102,7 @@ def measure(width: int, frames: int, repeats: int) -> list[dict[str, Any]]:
     )
     rows = []
     for mode, goal in GOALS.items():
-        ratio = paired(seconds[f"step, {mode}"], seconds["forward"])
+        ratio, *_ = report.ratios(seconds[f"step, {mode}"], seconds["forward"])
         rows.append(
             {
                 "measure": f"step / own forward, checkpointing {mode}",
@@ -133,11 +110,11 @@ def measure(width: int, frames: int, repeats: int) -> list[dict[str, Any]]:
                 "goal": f"<= {goal}",
                 "met": ratio <= goal,
                 "by operations": round(step_over_forward(flops, mode), 3),
-                "seconds": round(statistics.median(seconds[f"step, {mode}"]), 4),
-                "baseline seconds": round(statistics.median(seconds["forward"]), 4),
+                "seconds": report.median(seconds[f"step, {mode}"]),
+                "baseline seconds": report.median(seconds["forward"]),
             }
         )
-    ratio = paired(seconds["step, diffusers"], seconds["step, none"])
+    ratio, *_ = report.ratios(seconds["step, diffusers"], seconds["step, none"])
     rows.append(
         {
             "measure": "diffusers' step / ours",
@@ -145,8 +122,8 @@ def measure(width: int, frames: int, repeats: int) -> list[dict[str, Any]]:
             "goal": f">= {FASTER}",
             "met": ratio >= FASTER,
             "by operations": 1.0,
-            "seconds": round(statistics.median(seconds["step, none"]), 4),
-            "baseline seconds": round(statistics.median(seconds["step, diffusers"]), 4),
+            "seconds": report.median(seconds["step, none"]),
+            "baseline seconds": report.median(seconds["step, diffusers"]),
         }
     )
     tokens = frames * LATENTS[3] * LATENTS[4] // 4 + TEXT_TOKENS
@@ -197,16 +174,9 @@ def check(trainers: dict[str, Trainer]) -> None:
             raise SystemExit(f"{name}: loss and gradient norm are {found}, not {first}; nothing is timed")
 
 
-def user_seconds(job: Callable[[], None]) -> float:
-    """User CPU seconds of one call."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    job()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
-
-
-def paired(numerators: list[float], denominators: list[float]) -> float:
-    """Median of the ratios of measurements that were taken one after the other."""
-    return round(statistics.median(a / b for a, b in zip(numerators, denominators, strict=True)), 3)
+def user_seconds() -> float:
+    """User CPU seconds of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
 
 
 if __name__ == "__main__":
