@@ -90,7 +90,8 @@ def measure(
     same = length == TEXT_TOKENS
     most = round(1 / statistics.median(shared_part(theirs) for _ in range(3)), 3) if same else None
     caption = f"{TEXT_TOKENS} tokens" if same else f"{TEXT_TOKENS} of {length} tokens"
-    return {"width": width, "text": caption, **medians, "times faster": ratio, "most": most, "relative error": float(f"{error:.1e}")}
+    figures = {"times faster": ratio, "most": most, "relative error": float(f"{error:.1e}")}
+    return {"width": width, "text": caption, **medians, **figures}
 
 
 def shared_part(run: Callable[[], torch.Tensor]) -> float:
