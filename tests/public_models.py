@@ -36,6 +36,20 @@ def save_hunyuan_transformer(folder: Path, *, shard: str = "10GB", **changes: An
     return model
 
 
+def save_hunyuan_15_transformer(folder: Path) -> Any:
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_refiner_layers=2,
+        text_embed_dim=12, text_embed_2_dim=10, image_embed_dim=8, rope_axes_dim=(4, 6, 6),
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return model
+
+
 def wan_vae(folder: Path) -> Any:
     import diffusers
 

@@ -22,7 +22,7 @@ from omnihuman_core.mmdit import MMDiT
 from omnihuman_core.mmdit.state_dict_adapter import HunyuanVideoDiffusersAdapter
 from omnihuman_core.model_dir import load_component, read_index
 from omnihuman_train.cli import main
-from tests.public_models import save_hunyuan_transformer
+from tests.public_models import save_hunyuan_15_transformer, save_hunyuan_transformer
 
 pytest.importorskip("diffusers")
 
@@ -75,6 +75,37 @@ def test_without_new_conditions_the_output_is_that_of_the_base(base: Path, model
             latents, 1000 * sigma, text.tokens, text.mask.float(), text.pooled, guidance=torch.full((2,), 6000.0)
         ).sample
     assert (run(omni) - want).norm() <= 1e-5 * want.norm()
+
+
+@torch.no_grad()
+def test_hunyuan_video_15_gives_its_picture_channels_to_poses(tmp_path: Path) -> None:
+    public = save_hunyuan_15_transformer(tmp_path / "public")
+    options = ["--set", "audio_dim=6", "--set", "spatial_stride=16", "--set", "pose_channels=7"]
+    assert main(["init", "--base", str(tmp_path / "public"), "--out", str(tmp_path / "omni"), *options]) == 0
+    omni = load_component(tmp_path / "omni", "backbone")
+    assert omni.patch_embed.pose_proj.weight.shape[1] == 7
+    groups = omni.config.text_groups
+    torch.manual_seed(1)
+    latents, sigma = torch.randn(2, 4, 3, 4, 6), torch.tensor([0.3, 0.9])
+    prompt, glyphs = torch.randn(2, 5, 12), torch.randn(2, 4, 10)
+    mask = torch.arange(5) < torch.tensor([5, 3])[:, None]
+    want = public(
+        torch.cat([latents, torch.zeros(2, 5, 3, 4, 6)], dim=1),
+        (1000 * sigma).to(latents.dtype),
+        prompt,
+        mask.to(latents.dtype),
+        encoder_hidden_states_2=glyphs,
+        encoder_attention_mask_2=torch.zeros(2, 4),
+        image_embeds=torch.zeros(2, 3, 8),
+    ).sample
+    tokens = torch.zeros(2, groups.prompt_tokens + groups.glyph_tokens, 12)
+    tokens[:, :5] = prompt
+    counts = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    counts[:, :5] = mask
+    text = TextCondition(tokens=tokens, mask=counts)
+    for words in (text, text.trimmed()):
+        got = omni(latents, sigma, Conditioning(text=words))
+        assert (got - want).norm() <= 1e-5 * want.norm()
 
 
 def test_new_paths_are_there_and_silent_at_first(model: Path) -> None:

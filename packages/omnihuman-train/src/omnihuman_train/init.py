@@ -76,11 +76,32 @@ def initialise(base: str | Path, out: str | Path, config: InitConfig) -> ModelIn
     backbones = [part for part in parts if part.component == "backbone"]
     if len(backbones) != 1:
         raise ValueError(f"--base {base}: must hold one backbone, it holds {len(backbones)}")
-    new = [_extended(backbones[0], config), *_encoders(config)]
+    backbone = backbones[0]
+    if not any(part.component == "pose_encoder" for part in parts):
+        backbone = _without_picture_channels(backbone)
+    new = [_extended(backbone, config), *_encoders(config)]
     names = {part.component for part in new}
     kept = [part for part in parts if part.component not in names]
     generation = read_index(base).generation if ours else GENERATION
     return write_components(out, [*new, *kept], name=config.name, generation=generation)
+
+
+def _without_picture_channels(base: ImportedComponent) -> ImportedComponent:
+    """HunyuanVideo-1.5 without the channels of its picture, which hold zeros where there is none.
+
+    Only that model: its text-to-video weights have these channels too. Another model that has them was trained with a
+    picture in them.
+    """
+    old = base.config
+    if not isinstance(old, MMDiTConfig) or old.text_groups is None or old.pose_channels is None:
+        return base
+    dropped = "patch_embed.pose_proj.weight"
+    return replace(
+        base,
+        config=replace(old, pose_channels=None),
+        like={key: value for key, value in base.like.items() if key != dropped},
+        tensors=lambda: ((key, value) for key, value in base.tensors() if key != dropped),
+    )
 
 
 def _extended(base: ImportedComponent, config: InitConfig) -> ImportedComponent:
