@@ -15,15 +15,17 @@ from omnihuman_core.checkpoint import load_safetensors
 from omnihuman_core.config import from_table, read_toml, to_toml
 from omnihuman_train.adversarial import DiscriminatorConfig, Players, adversarial_step, fit_adversarial
 from omnihuman_train.cli import main
-from omnihuman_train.config import OptimizerConfig, RunConfig
+from omnihuman_train.config import OptimizerConfig, ParallelConfig, RunConfig
 from omnihuman_train.data.batches import VideoBatches
 from omnihuman_train.data.clips import render_clips
+from omnihuman_train.distributed.mesh import World
 from omnihuman_train.model import build
 from omnihuman_train.recipes.vae import base, small
 from omnihuman_train.vae_run import VAETrainConfig, build_objective, check, run_vae
 from omnihuman_vae import CausalVideoVAE, presets
 
 RECIPE = replace(small(), run=replace(small().run, steps=6, log_every=1, checkpoint_minutes=0.0))
+ALONE = World(device=torch.device("cpu"))
 GAME = DiscriminatorConfig(start=1, adversarial_start=3, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=0))
 
 
@@ -115,7 +117,7 @@ def test_a_step_moves_the_players_whose_turn_it_is(clips: Path, step: int) -> No
     pair = Players(vae, RECIPE.run.optimizer, objective.discriminator, GAME.optimizer)
     before, opponent = weights(vae), weights(objective.discriminator)
     batch = batches(clips, image_ratio=0.0)(0)
-    adversarial_step(vae, objective, batch, pair, RECIPE.run, GAME, step)
+    adversarial_step(vae, objective, batch, pair, RECIPE.run, GAME, step, ALONE)
     assert moved(vae, before) == set(before)
     assert bool(moved(objective.discriminator, opponent)) == (step >= GAME.start)
     # Nothing is left over for the next step.
@@ -128,7 +130,7 @@ def test_the_discriminator_learns_with_its_own_optimiser(clips: Path) -> None:
         game = replace(GAME, optimizer=replace(GAME.optimizer, lr=lr))
         pair = Players(vae, RECIPE.run.optimizer, objective.discriminator, game.optimizer)
         torch.manual_seed(0)
-        adversarial_step(vae, objective, batches(clips)(0), pair, RECIPE.run, game, 3)
+        adversarial_step(vae, objective, batches(clips)(0), pair, RECIPE.run, game, 3, ALONE)
         return weights(vae), weights(objective.discriminator)
 
     (vae, slow), (same, fast) = moves(1e-3), moves(1e-1)
@@ -265,11 +267,17 @@ def test_bad_settings_are_named() -> None:
         DiscriminatorConfig(start=5, adversarial_start=4, optimizer=OptimizerConfig())
 
 
-def test_several_processes_and_parts_are_refused(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = replace(RECIPE.run, steps=1)
-    with pytest.raises(ValueError, match=r"set run\.accumulate to 1, got 1 processes and 2 parts"):
-        train(tmp_path, clips, replace(run, accumulate=2))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="without torchrun .* got 2 processes and 1 parts"):
-        train(tmp_path, clips, run)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accumulate": 2}, r"run\.accumulate is 2, .* set it to 1"),
+        ({"parallel": ParallelConfig(sequence=2)}, r"run\.parallel\.sequence is 2, .* leave it out"),
+        ({"parallel": ParallelConfig(dp_shard=2)}, r"run\.parallel\.dp_shard is 2, .* leave it out"),
+    ],
+)
+def test_parts_and_shared_weights_are_refused(
+    tmp_path: Path, clips: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, clips, replace(RECIPE.run, **change))
     assert not list(tmp_path.iterdir())

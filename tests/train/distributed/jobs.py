@@ -25,7 +25,7 @@ from omnihuman_train.watching import Watcher
 from tests.train.distributed.split import compare_split
 from tests.train.models import flow_batches, narrow_mmdit, toy_model
 
-__all__ = ["compare_split", "stage", "train", "wrap"]
+__all__ = ["compare_split", "stage", "train", "vae", "vae_recipe", "wrap"]
 
 STEPS = 20
 # Pose joins late, and then few samples keep it: steps and processes without any are among them.
@@ -140,6 +140,65 @@ def stage(out: str, data: str, *, start: str | None = None, rank: int = 0, **par
     config = toy(stage2.small() if start else stage1.small(), Path(data), Path(start) if start else None)
     run = replace(config.run, parallel=ParallelConfig(**parallel))
     run_stage(replace(config, run=run, lora=LoraSettings(rank=rank) if rank else None), Path(out))
+
+
+def vae(out: str, clips: str, *, minutes: float = 60.0, stop: int | None = None, disk: int | None = None) -> None:
+    """Six steps of a VAE against its discriminators on pictures and clips, in ``out``.
+
+    Args:
+        out: Folder of the run; whole weights and their average end up in ``model`` and ``ema.safetensors`` there.
+        clips: Rendered clips.
+        minutes: Between checkpoints.
+        stop: Step before which the run ends.
+        disk: Bytes that a file may have after the first checkpoints.
+    """
+    from omnihuman_train.adversarial import DiscriminatorConfig, fit_adversarial
+    from omnihuman_train.data.batches import VideoBatches
+    from omnihuman_train.distributed.mesh import rank
+    from tests.train.distributed.players import players
+
+    torch.set_num_threads(1)
+    config = RunConfig(
+        steps=6,
+        batch_size=4,
+        precision="fp32",
+        log_every=1,
+        checkpoint_minutes=minutes,
+        ema_decay=0.9,
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2),
+    )
+    game = DiscriminatorConfig(
+        start=1, adversarial_start=2, optimizer=OptimizerConfig(lr=1e-3, betas=(0.0, 0.99), warmup_steps=0)
+    )
+    world, folder = join(config.parallel, config.device), Path(out)
+    # Every process starts from other weights; those of the first one count.
+    trained, objective = players(seed=rank())
+    whole_batches = VideoBatches(Path(clips), config, frames=5, mouth_weight=1.0, image_ratio=0.5)
+    (batches,) = shares(whole_batches, world, config)
+
+    def supply(step: int) -> Any:
+        if step == stop:
+            raise Stop
+        if step == 3 and disk is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (disk, resource.RLIM_INFINITY))
+        return batches(step)
+
+    ema = fit_adversarial(trained, objective, supply, config, game, folder, resolved="", title="toy", world=world)
+    weights = {**trained.state_dict(), **{f"opponent.{k}": v for k, v in objective.discriminator.state_dict().items()}}
+    # Who does not write checkpoints has trained the same weights.
+    save_safetensors(weights, folder / (f"{'' if world.main else world.rank}model.safetensors"))
+    if world.main:
+        save_safetensors(ema.whole_state(trained), folder / "ema.safetensors")
+
+
+def vae_recipe(out: str, *, parts: Sequence[str]) -> None:
+    """Two steps of the VAE's small recipe in ``out``."""
+    from omnihuman_train.recipes.vae import small
+    from omnihuman_train.vae_run import run_vae, shortened
+
+    torch.set_num_threads(1)
+    config = shortened(small(), 2)
+    run_vae(replace(config, clips=replace(config.clips, clips=(2, 1))), Path(out), parts)
 
 
 def wrap(out: str, world: int, preset: str) -> None:

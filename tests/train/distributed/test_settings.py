@@ -8,8 +8,8 @@ import torch
 
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.config import FlowConfig, ParallelConfig, RunConfig
+from omnihuman_train.distributed.exchange import exchange
 from omnihuman_train.distributed.mesh import World, join, processes
-from omnihuman_train.distributed.outputs import whole_output
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.recipes.debug import debug
 from omnihuman_train.runs import check_processes
@@ -129,13 +129,15 @@ def test_outputs_of_parts_are_those_of_the_whole() -> None:
         LossOutput(loss=torch.tensor(3.0), metrics={"b": torch.tensor([5.0]), "a": torch.tensor([3.0]), "s": nan}),
     ]
     batch = {"seeds": torch.zeros(2), "start": 0}
-    output, samples = whole_output(outputs, [batch, batch], ALONE)
+    told = exchange([outputs, outputs[::-1]], [batch, batch], ALONE)
+    output, other = told.outputs
     assert output.loss.item() == 2.0
     assert output.metrics["a"].tolist() == [1.0, 2.0, 3.0]
     assert output.metrics["b"].tolist() == [5.0]
     assert output.metrics["s"].item() == 4.0
     assert output.metrics["n"].isnan()
-    assert samples == 4
+    assert told.samples == 4
+    assert other.metrics["a"].tolist() == [3.0, 1.0, 2.0]
 
 
 def test_a_map_of_nobody_changes_no_loss_and_gives_gradients_of_zero(latents: Path) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.config import OptimizerConfig, RunConfig
-from omnihuman_train.distributed.mesh import World, processes
-from omnihuman_train.distributed.outputs import rows
+from omnihuman_train.distributed.exchange import Batch, Note, Told, exchange
+from omnihuman_train.distributed.mesh import World, join
+from omnihuman_train.distributed.replicas import average_gradients, same_weights
 from omnihuman_train.ema import Ema
-from omnihuman_train.loop import Batch, Trained, autocast, check_finite, clip, run_steps
+from omnihuman_train.loop import Trained, autocast, check_finite, clip, run_steps
 from omnihuman_train.optim import OptimizerGroup, lr_factor
 
 
@@ -102,52 +103,71 @@ def fit_adversarial(
     *,
     resolved: str,
     title: str,
+    world: World | None = None,
 ) -> Ema:
     """Train ``model`` against the objective's discriminator and leave the model's average in the returned ``Ema``.
 
-    A checkpoint holds both players (``model.*`` and ``discriminator.*``, spectral-norm vectors included) and both
-    optimisers, so that a resumed run is bit for bit one that never stopped. Without a discriminator this is plain
-    training with the objective's other terms.
+    Several processes hold whole copies of both players and average their gradients. A checkpoint holds both players
+    (``model.*`` and ``discriminator.*``, spectral-norm vectors included) and both optimisers, so that a resumed run is
+    bit for bit one that never stopped. Without a discriminator this is plain training with the objective's other terms.
 
     Args:
         model: The VAE, trained in place.
         objective: Its objective.
-        batches: ``batches(step)`` is the batch of a step, with ``video``; called one step ahead in a thread.
+        batches: ``batches(step)`` is what this process computes in a step, with ``video``; called one step ahead in a
+            thread.
         config: Length, batch, precision and optimiser of the VAE.
         game: Optimiser and start of the discriminator.
         out: Folder of the run: ``checkpoints/`` and ``metrics.jsonl``. A run found there is resumed.
         resolved: The whole configuration as TOML, stored with each checkpoint.
         title: Shown beside the progress bar.
+        world: Processes of the run, where they have been joined before.
 
     Raises:
         FloatingPointError: a loss is not finite.
-        ValueError: several processes, or a batch in parts; this loop has neither.
+        ValueError: a batch in parts, or processes that share weights or samples; this loop has neither.
     """
-    if processes() > 1 or config.accumulate != 1:
-        raise ValueError(
-            "the adversarial loop trains in one process and one part: start it without torchrun and set "
-            f"run.accumulate to 1, got {processes()} processes and {config.accumulate} parts"
-        )
-    device = torch.device(config.device)
-    objective.to(device)
+    check_parallel(config)
+    here = join(config.parallel, config.device) if world is None else world
+    objective.to(here.device)
     pair = nn.ModuleDict({"model": model})
     if objective.discriminator is not None:
         pair["discriminator"] = objective.discriminator
-    pair.to(device).train()
+    pair.to(here.device).train()
+    same_weights(pair, here)
     ema = Ema(model, config.ema_decay)
     players = Players(model, config.optimizer, objective.discriminator, game.optimizer)
 
     def load(step: int) -> list[Batch]:
         return [batches(step)]
 
-    def play(step: int, parts: list[Batch]) -> tuple[LossOutput, int]:
-        output = adversarial_step(model, objective, parts[0], players, config, game, step)
+    def play(step: int, parts: list[Batch], note: Callable[[], Note]) -> tuple[LossOutput, Told]:
+        done = adversarial_step(model, objective, parts[0], players, config, game, step, here, note)
         ema.update(model, step)
-        return output, rows(parts[0])
+        return done
 
     trained = Trained(pair, ema, players.saved)
-    run_steps(play, load, trained, config, World(device=device), out, resolved=resolved, title=title)
+    run_steps(play, load, trained, config, here, out, resolved=resolved, title=title)
     return ema
+
+
+def check_parallel(config: RunConfig) -> None:
+    """Check that the adversarial loop can do what a run asks for.
+
+    Raises:
+        ValueError: a batch in parts, or processes that share weights or samples.
+    """
+    if config.accumulate != 1:
+        raise ValueError(
+            f"run.accumulate is {config.accumulate}, but two players take a batch whole; set it to 1, and take more "
+            f"processes or a smaller run.batch_size"
+        )
+    for name in ("dp_shard", "sequence"):
+        if (getattr(config.parallel, name) or 1) != 1:
+            raise ValueError(
+                f"run.parallel.{name} is {getattr(config.parallel, name)}, but each process trains whole copies of two "
+                f"players on samples of its own; leave it out"
+            )
 
 
 def adversarial_step(
@@ -158,24 +178,37 @@ def adversarial_step(
     config: RunConfig,
     game: DiscriminatorConfig,
     step: int,
-) -> LossOutput:
-    """One update of the VAE and, from ``game.start`` on, one of the discriminator on the same reconstructions."""
-    with autocast(config, torch.device(config.device)):
+    world: World,
+    note: Callable[[], Note] = Note,
+) -> tuple[LossOutput, Told]:
+    """One update of the VAE and, from ``game.start`` on, one of the discriminator on the same reconstructions.
+
+    Returns:
+        Loss and metrics of the samples of all processes, and what these have told each other.
+    """
+    with autocast(config, world.device):
         output, made = objective.generator_loss(model, batch, adversarial=step >= game.adversarial_start)
-    norm = _update(model, output.loss, players.model, lr_factor(config.optimizer, step, config.steps), step)
-    metrics = {**output.metrics, "grad_norm": norm}
-    if objective.discriminator is not None and players.discriminator is not None and step >= game.start:
-        with autocast(config, torch.device(config.device)):
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    outputs, opponent = [[output]], objective.discriminator if step >= game.start else None
+    if opponent is not None:
+        with autocast(config, world.device):
             judged = objective.discriminator_loss(batch["video"], made)
+        judged.loss.backward()  # type: ignore[no-untyped-call]
+        outputs.append([judged])
+    told = exchange(outputs, [batch], world, note)
+    for whole in told.outputs:
+        check_finite(whole.loss, step)
+    factor = lr_factor(config.optimizer, step, config.steps)
+    metrics = {**told.outputs[0].metrics, "grad_norm": _update(model, players.model, factor, world)}
+    if opponent is not None and players.discriminator is not None:
         factor = lr_factor(game.optimizer, step - game.start, config.steps - game.start)
-        norm = _update(objective.discriminator, judged.loss, players.discriminator, factor, step)
-        metrics = {**metrics, **judged.metrics, "grad_norm/discriminator": norm}
-    return LossOutput(loss=output.loss.detach(), metrics=metrics)
+        norm = _update(opponent, players.discriminator, factor, world)
+        metrics = {**metrics, **told.outputs[1].metrics, "grad_norm/discriminator": norm}
+    return LossOutput(loss=told.outputs[0].loss, metrics=metrics), told
 
 
-def _update(module: nn.Module, loss: Tensor, optimizer: OptimizerGroup, factor: float, step: int) -> Tensor:
-    check_finite(loss, step)
-    loss.backward()  # type: ignore[no-untyped-call]
+def _update(module: nn.Module, optimizer: OptimizerGroup, factor: float, world: World) -> Tensor:
+    average_gradients(module, world)
     norm = clip(module, optimizer.config.grad_clip)
     optimizer.step(factor)
     return norm

@@ -1,6 +1,7 @@
 """Checkpoints of a run: safetensors and JSON, written to the side and renamed, so that each one is whole.
 
-One process writes whole tensors; several write the shards that they hold. Both kinds go on in any number of processes.
+Whole weights are written by one process; of sharded ones, each writes what it holds. Both kinds go on in any number of
+processes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from omnihuman_core.checkpoint import CheckpointError, load_safetensors, save_safetensors
 from omnihuman_train.distributed.checkpoint import compare, layout, read, start_writing
@@ -64,13 +66,13 @@ class Checkpoints:
         return load_checkpoint(self.folder / done[-1], model, ema, optimizer, self._world) if done else 0
 
     def save(self, step: int, model: nn.Module, ema: Ema, optimizer: OptimizerGroup) -> None:
-        """Write a checkpoint of ``step`` steps done; with several processes, start to.
+        """Write a checkpoint of ``step`` steps done; of sharded weights, start to.
 
         Raises:
             CheckpointError: this one or the one before cannot be written; those before that stay whole.
         """
-        if self._world.size == 1:
-            save_checkpoint(self.folder, step, model, ema, optimizer, config=self._config, keep=self._keep)
+        if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            self._save_whole(step, model, ema, optimizer)
             return
         self.finish()
         target = self.folder / f"{_PREFIX}{step:08d}"
@@ -89,6 +91,17 @@ class Checkpoints:
         state = {"step": step, "optimizer": scalars, "numbers": numbers}
         future = start_writing(tensors, partial / _SHARDS, self._world)
         self._writing = _Writing(future, partial, target, state)
+
+    def _save_whole(self, step: int, model: nn.Module, ema: Ema, optimizer: OptimizerGroup) -> None:
+        """Of weights that every process holds whole, the first one writes; all learn whether it could."""
+        failed: CheckpointError | None = None
+        if self._world.main:
+            try:
+                save_checkpoint(self.folder, step, model, ema, optimizer, config=self._config, keep=self._keep)
+            except CheckpointError as error:
+                failed = error
+        if (told := self._world.gather(failed and str(failed))[0]) is not None:
+            raise CheckpointError(told) from failed
 
     @property
     def written(self) -> bool:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.checkpointing import Checkpoints, step_generator
 from omnihuman_train.config import RunConfig
+from omnihuman_train.distributed.exchange import Batch, Layout, Note, Told, layout, same_parts
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.distributed.shards import whole
 from omnihuman_train.ema import Ema
@@ -27,7 +29,6 @@ from omnihuman_train.metrics import MetricLog
 from omnihuman_train.optim import OptimizerGroup
 from omnihuman_train.watching import StepTiming, Watcher
 
-Batch = Mapping[str, Any]
 # Stream of the random numbers that a model itself draws (posterior noise), apart from those of data and sigma.
 MODEL_STREAM = 2
 # Apart by more than all steps of a run: no two processes draw the same posterior noise.
@@ -49,7 +50,7 @@ class Trained(NamedTuple):
 
 
 def run_steps(
-    compute: Callable[[int, list[Batch]], tuple[LossOutput, int]],
+    compute: Callable[[int, list[Batch], Callable[[], Note]], tuple[LossOutput, Told]],
     load: Callable[[int], list[Batch]],
     trained: Trained,
     config: RunConfig,
@@ -63,8 +64,8 @@ def run_steps(
     """Run the steps of a training, from its newest checkpoint on.
 
     Args:
-        compute: ``compute(step, parts)`` does a step, averages included; gives loss and metrics of the samples of all
-            processes, and how many samples those are.
+        compute: ``compute(step, parts, note)`` does a step, averages included: tells the other processes its losses and
+            the note; gives loss and metrics of the samples of all, and what the processes have told each other.
         load: ``load(step)`` gives the parts of this process's batch; called one step ahead in a thread.
         trained: What the checkpoints hold, in place.
         config: Length, seed, intervals.
@@ -78,30 +79,42 @@ def run_steps(
     start = checkpoints.restore(*trained)
     log = MetricLog(out / "metrics.jsonl", start) if world.main else None
     saved = time.monotonic()
+    batches = Ahead(load, range(start, config.steps), world.device)
+
+    def note(step: int) -> Note:
+        # All decide alike: a checkpoint is the work of all, and the clock of the first process counts.
+        due = step + 1 == config.steps or time.monotonic() - saved > 60 * config.checkpoint_minutes
+        coming = batches.layouts(step + 1) if world.size > 1 else []
+        return Note(due=due, written=checkpoints.written, coming=coming)
+
     try:
         with (
-            closing(prefetched(load, range(start, config.steps), world.device)) as batches,
+            batches,
             progress_bar(title, start, config.steps, shown=world.main) as (advance, show),
         ):
-            for step, parts, began, waited in batches:
+            layouts = world.gather(batches.layouts(start)) if world.size > 1 else []
+            for step in range(start, config.steps):
+                began = time.monotonic()
+                parts = [
+                    same_parts(part, [of[number] for of in layouts if of], world.device)
+                    for number, part in enumerate(batches.take(step))
+                ]
                 seed = step_generator(config.seed, step, MODEL_STREAM).initial_seed()
                 torch.manual_seed(seed + world.data_rank * _RANK_SEEDS)
-                output, samples = compute(step, parts)
-                timing = StepTiming(data_seconds=waited, step_seconds=time.monotonic() - began, samples=samples)
+                output, told = compute(step, parts, partial(note, step))
+                layouts = [said.coming for said in told.notes]
+                seconds = time.monotonic() - began
+                timing = StepTiming(data_seconds=batches.waited(), step_seconds=seconds, samples=told.samples)
                 for watcher in watchers:
                     watcher.step(step, output, timing)
-                last = step + 1 == config.steps
                 if log is not None:
                     log.add(output)
-                    if last or (step + 1) % config.log_every == 0:
+                    if step + 1 == config.steps or (step + 1) % config.log_every == 0:
                         show(log.flush(step + 1))
                 advance()
-                # All decide alike: a checkpoint is the work of all, and the clock of the first process counts.
-                due = last or time.monotonic() - saved > 60 * config.checkpoint_minutes
-                votes = world.gather((due, checkpoints.written))
-                if all(written for _, written in votes):
+                if all(said.written for said in told.notes):
                     checkpoints.finish()
-                if votes[0][0]:
+                if told.notes[0].due:
                     checkpoints.save(step + 1, *trained)
                     saved = time.monotonic()
         checkpoints.finish()
@@ -111,35 +124,55 @@ def run_steps(
             watcher.close()
 
 
-class Loaded(NamedTuple):
-    """The batch of a step.
+class Ahead:
+    """Batches of steps, each loaded in a thread while the one before is worked on.
 
-    Attributes:
-        step: Number of the step.
-        parts: The batch, part by part, on the device.
-        began: When it was asked for, in seconds of the monotonic clock.
-        waited: Seconds until it was there.
+    Args:
+        load: Gives the parts of the batch of a step.
+        steps: The steps, in order.
+        device: Where the batches go.
     """
 
-    step: int
-    parts: list[Batch]
-    began: float
-    waited: float
+    def __init__(self, load: Callable[[int], list[Batch]], steps: range, device: torch.device) -> None:
+        self._load, self._steps, self._device = load, steps, device
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._coming: dict[int, Future[list[Batch]]] = {}
+        self._waited = 0.0
+        self._start(steps.start)
 
+    def take(self, step: int) -> list[Batch]:
+        """The batch of ``step``, part by part, on the device; the next one is begun."""
+        began = time.monotonic()
+        parts: list[Batch] = [on_device(part, self._device) for part in self._coming.pop(step).result()]
+        self._waited += time.monotonic() - began
+        self._start(step + 1)
+        return parts
 
-def prefetched(load: Callable[[int], list[Batch]], steps: range, device: torch.device) -> Generator[Loaded, None, None]:
-    """The batches of ``steps``, each loaded in a thread while its caller works on the one before."""
-    if not steps:
-        return
-    with ThreadPoolExecutor(1) as loader:
-        coming: Future[list[Batch]] = loader.submit(load, steps[0])
-        for step in steps:
-            began = time.monotonic()
-            parts: list[Batch] = [on_device(part, device) for part in coming.result()]
-            waited = time.monotonic() - began
-            if step + 1 in steps:
-                coming = loader.submit(load, step + 1)
-            yield Loaded(step, parts, began, waited)
+    def layouts(self, step: int) -> list[Layout]:
+        """Which tensors the batch that comes next holds, part by part; none where there is no such one."""
+        began = time.monotonic()
+        coming = self._coming.get(step)
+        # What went wrong is raised where the batch is taken.
+        found = [] if coming is None or coming.exception() is not None else [layout(part) for part in coming.result()]
+        self._waited += time.monotonic() - began
+        return found
+
+    def waited(self) -> float:
+        """Seconds that were spent waiting for batches since this was asked last."""
+        seconds, self._waited = self._waited, 0.0
+        return seconds
+
+    def _start(self, step: int) -> None:
+        if step in self._steps:
+            self._coming[step] = self._thread.submit(self._load, step)
+
+    def __enter__(self) -> Self:
+        """Ready: the first batch is under way."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the thread."""
+        self._thread.shutdown()
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from torch import nn
 
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.config import RunConfig
+from omnihuman_train.distributed.exchange import Batch, Note, Told, exchange
 from omnihuman_train.distributed.fsdp import loss_function, place
 from omnihuman_train.distributed.mesh import World, join
-from omnihuman_train.distributed.outputs import whole_output
 from omnihuman_train.ema import Ema
-from omnihuman_train.loop import Batch, Trained, autocast, check_finite, clip, run_steps
+from omnihuman_train.loop import Trained, autocast, check_finite, clip, run_steps
 from omnihuman_train.optim import OptimizerGroup, lr_factor
 from omnihuman_train.watching import Watcher
 
@@ -59,14 +59,14 @@ def fit(
     here = join(config.parallel, config.device) if world is None else world
     place(model, here, config.precision)
     model.train()
-    compute = loss_function(model, objective, here)
+    compute = loss_function(model, objective)
     ema, optimizer = Ema(model, config.ema_decay), OptimizerGroup(model, config.optimizer)
 
     def load(step: int) -> list[Batch]:
         return [source(step) for source in sources]
 
-    def step(number: int, parts: list[Batch]) -> tuple[LossOutput, int]:
-        done = train_step(model, compute, parts, optimizer, config, number, here)
+    def step(number: int, parts: list[Batch], note: Callable[[], Note]) -> tuple[LossOutput, Told]:
+        done = train_step(model, compute, parts, optimizer, config, number, here, note)
         ema.update(model, number)
         return done
 
@@ -83,11 +83,12 @@ def train_step(
     config: RunConfig,
     step: int,
     world: World,
-) -> tuple[LossOutput, int]:
+    note: Callable[[], Note],
+) -> tuple[LossOutput, Told]:
     """One step: loss and gradients part by part, clipping, update.
 
     Returns:
-        Loss and metrics of the samples of all processes, and how many samples those are.
+        Loss and metrics of the samples of all processes, and what these have told each other.
     """
     outputs = []
     for part in parts:
@@ -96,8 +97,9 @@ def train_step(
         loss = outputs[-1].loss
         # Divided only where it has to be: one part alone is left as it is, to the bit.
         (loss / len(parts) if len(parts) > 1 else loss).backward()  # type: ignore[no-untyped-call]
-    output, samples = whole_output(outputs, parts, world)
+    told = exchange([outputs], parts, world, note)
+    (output,) = told.outputs
     check_finite(output.loss, step)
     norm = clip(model, config.optimizer.grad_clip)
     optimizer.step(lr_factor(config.optimizer, step, config.steps))
-    return LossOutput(loss=output.loss, metrics={**output.metrics, "grad_norm": norm}), samples
+    return LossOutput(loss=output.loss, metrics={**output.metrics, "grad_norm": norm}), told

@@ -11,13 +11,17 @@ import torch
 
 from omnihuman_core.checkpoint import save_safetensors
 from omnihuman_core.config import from_table, to_toml
+from omnihuman_core.importing.components import GENERATION
+from omnihuman_core.model_dir import save_model
 from omnihuman_core.plugins import plugin
-from omnihuman_train.adversarial import DiscriminatorConfig, fit_adversarial
+from omnihuman_train.__about__ import __version__
+from omnihuman_train.adversarial import DiscriminatorConfig, check_parallel, fit_adversarial
 from omnihuman_train.config import ClipsConfig, RunConfig
 from omnihuman_train.data.batches import VideoBatches
 from omnihuman_train.data.clips import render_clips
+from omnihuman_train.distributed.mesh import join, leave, processes, rank
 from omnihuman_train.model import build
-from omnihuman_train.parts import counted, latent_statistics
+from omnihuman_train.parts import counted, latent_statistics, shares
 
 PARTS = ("render", "vae")
 
@@ -112,17 +116,38 @@ def check(config: VAETrainConfig) -> None:
 def run_vae(config: VAETrainConfig, out: Path, parts: Sequence[str] = PARTS) -> None:
     """Render the clips into ``out/clips`` and train the VAE into ``out/vae``; resumes where it stopped.
 
+    What the VAE came to is in ``out/model``, a model directory without a backbone: clips are encoded with it, and a
+    stage names it as its ``vae``.
+
     Raises:
         ValueError: the configuration does not fit, or there are no clips.
     """
     check(config)
+    if "vae" in parts:
+        check_parallel(config.run)
+    check_processes(config.run, parts)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.toml").write_text(to_toml(config))
+    if rank() == 0:
+        (out / "config.toml").write_text(to_toml(config))
     if "render" in parts:
         with counted("render clips", sum(config.clips.clips)) as advance:
             render_clips(config.clips, out / "clips", progress=advance)
     if "vae" in parts:
         _train(config, out)
+        leave()
+
+
+def check_processes(run: RunConfig, parts: Sequence[str]) -> None:
+    """Check that ``parts`` can be done by the processes that ``torchrun`` has started, or by the one there is.
+
+    Raises:
+        ValueError: a batch that does not divide, or several processes for a part that is the work of one.
+    """
+    count = processes()
+    if count > 1 and "render" in parts:
+        raise ValueError("part 'render' is the work of one process; run --parts render without torchrun")
+    if run.batch_size % count:
+        raise ValueError(f"run.batch_size {run.batch_size} must be a multiple of the {count} processes")
 
 
 def shortened(config: VAETrainConfig, steps: int) -> VAETrainConfig:
@@ -141,6 +166,7 @@ def shortened(config: VAETrainConfig, steps: int) -> VAETrainConfig:
 
 
 def _train(config: VAETrainConfig, out: Path) -> None:
+    world = join(config.run.parallel, config.run.device)
     torch.manual_seed(config.run.seed)
     vae, objective = build("video_vae", "causal", config.preset), build_objective(config)
     batches = VideoBatches(
@@ -150,11 +176,16 @@ def _train(config: VAETrainConfig, out: Path) -> None:
         mouth_weight=config.mouth_weight,
         image_ratio=config.image_ratio,
     )
-    resolved = to_toml(config)
+    (mine,) = shares(batches, world, config.run)
+    resolved, game = to_toml(config), config.discriminator
     ema = fit_adversarial(
-        vae, objective, batches, config.run, config.discriminator, out / "vae", resolved=resolved, title="vae"
+        vae, objective, mine, config.run, game, out / "vae", resolved=resolved, title="vae", world=world
     )
-    ema.copy_to(vae.eval().cpu())
-    vae.set_latent_statistics(*latent_statistics(vae, out / "clips"))
-    save_safetensors(dict(vae.state_dict()), out / "vae" / "final.safetensors", {})
-    (out / "vae" / "config.toml").write_text(to_toml(vae.config))
+    if world.main:
+        ema.copy_to(vae.eval().cpu())
+        vae.set_latent_statistics(*latent_statistics(vae, out / "clips"))
+        save_safetensors(dict(vae.state_dict()), out / "vae" / "final.safetensors", {})
+        (out / "vae" / "config.toml").write_text(to_toml(vae.config))
+        components = {"vae": ("causal", vae)}
+        save_model(out / "model", name=config.name, version=__version__, generation=GENERATION, components=components)
+    world.wait()

@@ -13,6 +13,7 @@ from omnihuman_core.contracts import LossOutput
 from omnihuman_core.flow.samplers import SAMPLERS
 from omnihuman_core.flow.sigmas import schedule
 from omnihuman_train.data.media import encode_video
+from omnihuman_train.distributed.exchange import layout, same_parts
 from omnihuman_train.distributed.fsdp import loss_function
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.objective import condition
@@ -60,7 +61,7 @@ class ValidationVideos:
         self._every, self._seeds, self._steps, self._shift = every, seeds, steps, sigma_shift
         self._fps, self._world, self._bf16 = fps, world, precision == "bf16"
         self._sample: Callable[[Batch], LossOutput] | None = None
-        self._rows: dict[str, Any] = {}
+        self._rows: Batch = {}
 
     def step(self, step: int, output: LossOutput, timing: StepTiming) -> None:
         """Write videos where they are due."""
@@ -71,8 +72,9 @@ class ValidationVideos:
         """Sample and write the videos of a model that was trained ``done`` steps."""
         if self._sample is None:
             # Now, not before: by the first step the model is where it stays, sharded or not.
-            self._sample = loss_function(self._model, self._latents, self._world)
-            self._rows = chosen_rows(self._batch(), len(self._seeds), self._world.device)
+            self._sample = loss_function(self._model, self._latents)
+            rows = chosen_rows(self._batch(), len(self._seeds), self._world.device)
+            self._rows = same_parts(rows, self._world.gather(layout(rows)), self._world.device)
         was_training = self._model.training
         self._model.eval()
         # A loop that draws from torch's generators must not notice.

@@ -16,11 +16,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.distributed.activation_checkpoint import blocks_of
+from omnihuman_train.distributed.exchange import Batch
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.distributed.sequence_parallel import parallelize_sequence
 from omnihuman_train.distributed.shards import fill, local
-
-Batch = Mapping[str, Any]
 
 
 def first_builds(world: World) -> AbstractContextManager[Any]:
@@ -98,14 +97,11 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
 
 
-def loss_function(
-    model: nn.Module, objective: Callable[[Any, Batch], LossOutput], world: World
-) -> Callable[[Batch], LossOutput]:
+def loss_function(model: nn.Module, objective: Callable[[Any, Batch], LossOutput]) -> Callable[[Batch], LossOutput]:
     """``objective`` of a placed model; of a sharded one, in a way that gathers its weights.
 
-    A sharded model reduces each gradient over all processes, so they must all use the same weights. Where a batch has
-    None for a part that others have rows of (no sample keeps its pose), it gets one row of zeros, which the objective
-    passes through the model and leaves out of the loss.
+    A sharded model reduces each gradient over all processes, so they must all use the same weights: their batches must
+    hold the same parts (:func:`~omnihuman_train.distributed.exchange.same_parts`).
     """
     if not isinstance(model, FSDPModule):
         return partial(objective, model)
@@ -118,7 +114,7 @@ def loss_function(
     setattr(model, name, MethodType(compute, model))
     register_fsdp_forward_method(model, name)
     computed: Callable[[Batch], LossOutput] = getattr(model, name)
-    return lambda batch: computed(_same_parts(batch, world))
+    return computed
 
 
 @contextmanager
@@ -132,18 +128,6 @@ def gathered(model: nn.Module) -> Iterator[None]:
         finally:
             if isinstance(model, FSDPModule):
                 model.reshard()
-
-
-def _same_parts(batch: Batch, world: World) -> Batch:
-    mine = {key: (value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)}
-    others = world.gather(mine)
-    unused = {
-        key: torch.zeros(1, *shape, dtype=dtype, device=world.device)
-        for parts in others
-        for key, (shape, dtype) in parts.items()
-        if key in batch and batch[key] is None
-    }
-    return {**batch, **unused}
 
 
 @dataclass(frozen=True, kw_only=True)
