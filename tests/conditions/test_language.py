@@ -322,7 +322,8 @@ def test_refusals(hunyuan: Path, wan: Path, hunyuan15: Path, tmp_path: Path) -> 
             LlamaTextExtractor(config).extract(wrong)  # type: ignore[arg-type]
     for fields, match in (
         ({"template": "no place"}, "contain {} once"),
-        ({"max_tokens": 0}, "max_tokens >= 1"),
+        ({"max_tokens": 0}, "LlamaTextConfig.max_tokens must be at least 1"),
+        ({"skip_layers": -1}, "LlamaTextConfig.skip_layers must be at least 0"),
         ({"dtype": "int4"}, "LlamaTextConfig.dtype"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from omnihuman_conditions.language.model import LanguageModel, check_texts, crop
-from omnihuman_conditions.pretrained import WeightDtype, check_dtype
+from omnihuman_conditions.language.model import LanguageConfig, LanguageExtractor, LanguageModel, check_texts, crop
+from omnihuman_conditions.pretrained import WeightDtype
 from omnihuman_core.contracts.encoder import TextFeatures
 
 # The prompt that HunyuanVideo was trained with, and the number of its tokens in front of the text.
@@ -28,36 +28,57 @@ HUNYUAN_VIDEO_CROP = 95
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaTextConfig:
-    """Settings of a :class:`LlamaTextExtractor`.
+class DecoderConfig(LanguageConfig):
+    """Settings of a :class:`DecoderExtractor`, whose ``max_tokens`` are those behind ``crop_start``.
 
     Attributes:
-        model: Local directory of a LLaMA or LLaVA model in the transformers layout, with safetensors weights.
-        tokenizer: Local directory of its tokenizer.
-        template: Prompt with one ``{}`` for the text.
-        crop_start: Tokens of the template in front of the text, dropped from the result.
-        max_tokens: Tokens ``S`` that are left; every result has this many, masked.
+        crop_start: Tokens in front of the text, dropped from the result.
         skip_layers: Layers at the end that are left out; 0 takes the normed output of the last one.
-        dtype: Precision of the weights and of the states.
     """
 
-    model: str
-    tokenizer: str
-    template: str
     crop_start: int
-    max_tokens: int
     skip_layers: int
-    dtype: WeightDtype
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("crop_start", "skip_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{type(self).__name__}.{name} must be at least 0, got {getattr(self, name)}")
+
+
+class DecoderExtractor(LanguageExtractor):
+    """Hidden states of a decoder that reads the text behind words of its own."""
+
+    config: DecoderConfig
+
+    @torch.no_grad()
+    def _states(self, texts: list[str], *, special_tokens: bool = True) -> TextFeatures:
+        """States of texts with what stands round them."""
+        config = self.config
+        ids, mask = self._language.tokenize(
+            texts, max_tokens=config.max_tokens + config.crop_start, special_tokens=special_tokens
+        )
+        states = self._language.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        values, kept = crop(states, mask, config.crop_start)
+        return TextFeatures(values=values, mask=kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaTextConfig(DecoderConfig):
+    """Settings of a :class:`LlamaTextExtractor`.
+
+    The model is of the LLaMA family, or a LLaVA model.
+
+    Attributes:
+        template: Prompt with one ``{}`` for the text.
+    """
+
+    template: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.template.count("{}") != 1:
             raise ValueError("LlamaTextConfig.template must contain {} once, where the text goes")
-        if self.max_tokens < 1 or self.crop_start < 0 or self.skip_layers < 0:
-            raise ValueError(
-                "LlamaTextConfig needs max_tokens >= 1, crop_start >= 0 and skip_layers >= 0, "
-                f"got {self.max_tokens}, {self.crop_start} and {self.skip_layers}"
-            )
-        check_dtype("LlamaTextConfig.dtype", self.dtype)
 
     @classmethod
     def hunyuan_video(cls, path: str, *, dtype: WeightDtype = "bfloat16") -> Self:
@@ -73,13 +94,14 @@ class LlamaTextConfig:
         )
 
 
-class LlamaTextExtractor:
+class LlamaTextExtractor(DecoderExtractor):
     """Hidden states of a LLaMA-family model that reads the text inside a template.
 
     The layers that are skipped are not loaded.
     """
 
     config_class = LlamaTextConfig
+    config: LlamaTextConfig
 
     def __init__(self, config: LlamaTextConfig) -> None:
         """Load the model; nothing is downloaded.
@@ -89,61 +111,35 @@ class LlamaTextExtractor:
         """
         self.config = config
         # A LLaVA directory holds the language model that HunyuanVideo uses; its picture tower is dropped.
-        self._language = load_decoder(
-            name="llama",
-            model=config.model,
-            tokenizer=config.tokenizer,
-            classes={"llama": "LlamaModel", "llava": "LlavaModel"},
-            skip_layers=config.skip_layers,
-            dtype=config.dtype,
-        )
+        classes = {"llama": "LlamaModel", "llava": "LlavaModel"}
+        super().__init__(load_decoder(config, name="llama", classes=classes))
 
-    def to(self, device: str | torch.device) -> Self:
-        """Run on ``device`` from now on."""
-        self._language.to(device)
-        return self
-
-    @torch.no_grad()
     def extract(self, raw: Sequence[str]) -> TextFeatures:
         """States ``(B, S, D)`` and mask ``(B, S)`` of ``B`` texts; longer texts are cut with a warning.
 
         Raises:
             ValueError: ``raw`` is a bare string or has no text, or the template is shorter than ``crop_start``.
         """
-        config = self.config
         # Not str.format: a text may contain braces.
-        before, after = config.template.split("{}")
-        texts = [before + text + after for text in check_texts(raw)]
-        ids, mask = self._language.tokenize(texts, max_tokens=config.max_tokens + config.crop_start)
-        states = self._language.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        values, kept = crop(states, mask, config.crop_start)
-        return TextFeatures(values=values, mask=kept)
+        before, after = self.config.template.split("{}")
+        return self._states([before + text + after for text in check_texts(raw)])
 
 
-def load_decoder(
-    *, name: str, model: str, tokenizer: str, classes: dict[str, str], skip_layers: int, dtype: WeightDtype
-) -> LanguageModel:
+def load_decoder(config: DecoderConfig, *, name: str, classes: dict[str, str]) -> LanguageModel:
     """A decoder whose ``last_hidden_state`` is the hidden state in front of the last ``skip_layers`` layers.
 
     Raises:
         ValueError: a directory is missing, holds another model, damaged weights, or too few layers.
     """
-    language = LanguageModel.load(
-        name=name,
-        model=model,
-        tokenizer=tokenizer,
-        classes=classes,
-        dtype=dtype,
-        adjust=_leave_out(name, model, skip_layers),
-    )
+    language = LanguageModel.load(config, name=name, classes=classes, adjust=_leave_out(name, config.skip_layers))
     # Models that also see pictures hold the decoder inside.
     language.model = getattr(language.model, "language_model", language.model)
-    if skip_layers:
+    if config.skip_layers:
         language.model.norm = nn.Identity()
     return language
 
 
-def _leave_out(name: str, path: str, skip_layers: int) -> Callable[[Any], None]:
+def _leave_out(name: str, skip_layers: int) -> Callable[[Any], None]:
     def shorten(settings: Any) -> None:
         text = settings.get_text_config()
         if text.num_hidden_layers <= skip_layers:

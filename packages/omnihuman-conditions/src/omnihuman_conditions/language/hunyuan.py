@@ -11,34 +11,20 @@ import torch
 from torch import Tensor
 
 from omnihuman_conditions.language.decoder import LlamaTextConfig, LlamaTextExtractor
-from omnihuman_conditions.language.model import LanguageModel, check_texts
-from omnihuman_conditions.pretrained import WeightDtype, check_dtype
+from omnihuman_conditions.language.model import LanguageConfig, LanguageExtractor, LanguageModel, check_texts
+from omnihuman_conditions.pretrained import WeightDtype
 from omnihuman_core.contracts.encoder import TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipPooledConfig:
+class ClipPooledConfig(LanguageConfig):
     """Settings of a :class:`ClipPooled`.
 
-    Attributes:
-        model: Local directory of a CLIP text model, or of a whole CLIP model, with safetensors weights.
-        tokenizer: Local directory of its tokenizer.
-        max_tokens: Tokens that CLIP reads; longer texts are cut with a warning.
-        dtype: Precision of the weights and of the vector.
+    The model is a CLIP text model, or a whole CLIP model.
     """
 
-    model: str
-    tokenizer: str
-    max_tokens: int
-    dtype: WeightDtype
 
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"ClipPooledConfig.max_tokens must be at least 1, got {self.max_tokens}")
-        check_dtype("ClipPooledConfig.dtype", self.dtype)
-
-
-class ClipPooled:
+class ClipPooled(LanguageExtractor):
     """The pooled vector of a CLIP text model."""
 
     def __init__(self, config: ClipPooledConfig) -> None:
@@ -48,17 +34,8 @@ class ClipPooled:
             ValueError: a directory is missing, holds another model, or damaged weights.
         """
         self.config = config
-        self._language = LanguageModel.load(
-            name="clip",
-            model=config.model,
-            tokenizer=config.tokenizer,
-            classes={"clip_text_model": "CLIPTextModel", "clip": "CLIPTextModel"},
-            dtype=config.dtype,
-        )
-
-    def to(self, device: str | torch.device) -> None:
-        """Run on ``device`` from now on."""
-        self._language.to(device)
+        classes = {"clip_text_model": "CLIPTextModel", "clip": "CLIPTextModel"}
+        super().__init__(LanguageModel.load(config, name="clip", classes=classes))
 
     @torch.no_grad()
     def pooled(self, texts: Sequence[str]) -> Tensor:

@@ -1,17 +1,41 @@
-"""A frozen language model with its tokenizer, and the checks that every text extractor shares."""
+"""A frozen language model with its tokenizer, and what every text extractor made of one shares."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from omnihuman_conditions.pretrained import WeightDtype, load_pretrained, load_processor
+from omnihuman_conditions.pretrained import WeightDtype, check_dtype, load_pretrained, load_processor
 
 EXTRA = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Where a frozen language model comes from, and how much it reads.
+
+    Attributes:
+        model: Local directory of the model in the transformers layout, with safetensors weights.
+        tokenizer: Local directory of its tokenizer.
+        max_tokens: Tokens ``S`` of a text; every result has this many, masked. Longer texts are cut with a warning.
+        dtype: Precision of the weights and of the states.
+    """
+
+    model: str
+    tokenizer: str
+    max_tokens: int
+    dtype: WeightDtype
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.max_tokens < 1:
+            raise ValueError(f"{name}.max_tokens must be at least 1, got {self.max_tokens}")
+        check_dtype(f"{name}.dtype", self.dtype)
 
 
 def check_texts(raw: Sequence[str]) -> list[str]:
@@ -42,21 +66,19 @@ class LanguageModel:
     @classmethod
     def load(
         cls,
+        config: LanguageConfig,
         *,
         name: str,
-        model: str,
-        tokenizer: str,
         classes: Mapping[str, str],
-        dtype: WeightDtype,
         adjust: Callable[[Any], None] | None = None,
-        optional: Sequence[str] = (),
     ) -> LanguageModel:
-        """Read model and tokenizer; arguments as of :func:`load_pretrained`.
+        """Read model and tokenizer; nothing is downloaded. ``classes`` and ``adjust`` as of :func:`load_pretrained`.
 
         Raises:
             ValueError: a directory is missing, damaged, or holds something else.
         """
-        loaded = load_pretrained(model, name, classes, extra=EXTRA, dtype=dtype, adjust=adjust, optional=optional)
+        model, tokenizer = config.model, config.tokenizer
+        loaded = load_pretrained(model, name, classes, extra=EXTRA, dtype=config.dtype, adjust=adjust)
         # Templates are cropped at the start, so padding has to be at the end, whatever the directory says.
         words = load_processor(tokenizer, f"{name} tokenizer", "AutoTokenizer", extra=EXTRA, padding_side="right")
         if words.pad_token is None:
@@ -111,3 +133,15 @@ def crop(states: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Tensor]:
             f"crop_start = {start} leaves no token of a text; it must be the length of the template's start"
         )
     return states[:, start:], kept
+
+
+class LanguageExtractor:
+    """An extractor made of one language model."""
+
+    def __init__(self, language: LanguageModel) -> None:
+        self._language = language
+
+    def to(self, device: str | torch.device) -> Self:
+        """Run on ``device`` from now on."""
+        self._language.to(device)
+        return self

@@ -10,9 +10,9 @@ from typing import Self
 
 import torch
 
-from omnihuman_conditions.language.decoder import load_decoder
-from omnihuman_conditions.language.model import LanguageModel, check_texts, crop
-from omnihuman_conditions.pretrained import WeightDtype, check_dtype
+from omnihuman_conditions.language.decoder import DecoderConfig, DecoderExtractor, load_decoder
+from omnihuman_conditions.language.model import LanguageConfig, LanguageExtractor, LanguageModel, check_texts
+from omnihuman_conditions.pretrained import WeightDtype
 from omnihuman_core.contracts.encoder import TextFeatures
 
 # The system message that HunyuanVideo-1.5 was trained with, and the number of tokens in front of the text.
@@ -28,34 +28,16 @@ HUNYUAN_VIDEO_15_CROP = 108
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen25VLTextConfig:
+class Qwen25VLTextConfig(DecoderConfig):
     """Settings of a :class:`Qwen25VLTextExtractor`.
 
+    The model is Qwen2.5-VL, whole or its text model alone; its tokenizer has a chat template.
+
     Attributes:
-        model: Local directory of Qwen2.5-VL, whole or its text model alone, with safetensors weights.
-        tokenizer: Local directory of its tokenizer, with a chat template.
         system_message: What the model is told before the text.
-        crop_start: Tokens of the chat in front of the text, dropped from the result.
-        max_tokens: Tokens ``S`` that are left; every result has this many, masked.
-        skip_layers: Layers at the end that are left out; 0 takes the normed output of the last one.
-        dtype: Precision of the weights and of the states.
     """
 
-    model: str
-    tokenizer: str
     system_message: str
-    crop_start: int
-    max_tokens: int
-    skip_layers: int
-    dtype: WeightDtype
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.crop_start < 0 or self.skip_layers < 0:
-            raise ValueError(
-                "Qwen25VLTextConfig needs max_tokens >= 1, crop_start >= 0 and skip_layers >= 0, "
-                f"got {self.max_tokens}, {self.crop_start} and {self.skip_layers}"
-            )
-        check_dtype("Qwen25VLTextConfig.dtype", self.dtype)
 
     @classmethod
     def hunyuan_video_15(cls, path: str, *, dtype: WeightDtype = "bfloat16") -> Self:
@@ -71,10 +53,11 @@ class Qwen25VLTextConfig:
         )
 
 
-class Qwen25VLTextExtractor:
+class Qwen25VLTextExtractor(DecoderExtractor):
     """Hidden states of Qwen2.5-VL's language model that reads the text as a user's message."""
 
     config_class = Qwen25VLTextConfig
+    config: Qwen25VLTextConfig
 
     def __init__(self, config: Qwen25VLTextConfig) -> None:
         """Load the model; nothing is downloaded.
@@ -84,23 +67,11 @@ class Qwen25VLTextExtractor:
                 tokenizer has no chat template.
         """
         self.config = config
-        self._language = load_decoder(
-            name="qwen2.5-vl",
-            model=config.model,
-            tokenizer=config.tokenizer,
-            classes={"qwen2_5_vl_text": "Qwen2_5_VLTextModel", "qwen2_5_vl": "Qwen2_5_VLModel"},
-            skip_layers=config.skip_layers,
-            dtype=config.dtype,
-        )
+        classes = {"qwen2_5_vl_text": "Qwen2_5_VLTextModel", "qwen2_5_vl": "Qwen2_5_VLModel"}
+        super().__init__(load_decoder(config, name="qwen2.5-vl", classes=classes))
         if not self._language.tokenizer.chat_template:
             raise ValueError(f"qwen2.5-vl tokenizer has no chat template: {config.tokenizer}")
 
-    def to(self, device: str | torch.device) -> Self:
-        """Run on ``device`` from now on."""
-        self._language.to(device)
-        return self
-
-    @torch.no_grad()
     def extract(self, raw: Sequence[str]) -> TextFeatures:
         """States ``(B, S, D)`` and mask ``(B, S)`` of ``B`` texts; longer texts are cut with a warning.
 
@@ -113,34 +84,15 @@ class Qwen25VLTextExtractor:
             for text in check_texts(raw)
         ]
         texts = self._language.tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-        ids, mask = self._language.tokenize(
-            texts, max_tokens=config.max_tokens + config.crop_start, special_tokens=False
-        )
-        states = self._language.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        values, kept = crop(states, mask, config.crop_start)
-        return TextFeatures(values=values, mask=kept)
+        return self._states(texts, special_tokens=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlyphTextConfig:
+class GlyphTextConfig(LanguageConfig):
     """Settings of a :class:`GlyphTextExtractor`.
 
-    Attributes:
-        model: Local directory of a ByT5 encoder in the transformers layout, with safetensors weights.
-        tokenizer: Local directory of its tokenizer.
-        max_tokens: Tokens ``S`` of a text; every result has this many, masked.
-        dtype: Precision of the weights and of the states.
+    The model is a ByT5 encoder.
     """
-
-    model: str
-    tokenizer: str
-    max_tokens: int
-    dtype: WeightDtype
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"GlyphTextConfig.max_tokens must be at least 1, got {self.max_tokens}")
-        check_dtype("GlyphTextConfig.dtype", self.dtype)
 
     @classmethod
     def hunyuan_video_15(cls, path: str, *, dtype: WeightDtype = "bfloat16") -> Self:
@@ -153,7 +105,7 @@ class GlyphTextConfig:
         )
 
 
-class GlyphTextExtractor:
+class GlyphTextExtractor(LanguageExtractor):
     """ByT5 states of the words that a prompt puts in quotation marks; zeros and an empty mask where there are none."""
 
     config_class = GlyphTextConfig
@@ -165,18 +117,7 @@ class GlyphTextExtractor:
             ValueError: a directory is missing, holds another model, or damaged weights.
         """
         self.config = config
-        self._language = LanguageModel.load(
-            name="byt5",
-            model=config.model,
-            tokenizer=config.tokenizer,
-            classes={"t5": "T5EncoderModel"},
-            dtype=config.dtype,
-        )
-
-    def to(self, device: str | torch.device) -> Self:
-        """Run on ``device`` from now on."""
-        self._language.to(device)
-        return self
+        super().__init__(LanguageModel.load(config, name="byt5", classes={"t5": "T5EncoderModel"}))
 
     @torch.no_grad()
     def extract(self, raw: Sequence[str]) -> TextFeatures:

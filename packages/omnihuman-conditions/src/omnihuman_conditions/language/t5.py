@@ -12,31 +12,17 @@ from typing import Self
 
 import torch
 
-from omnihuman_conditions.language.model import LanguageModel, check_texts
-from omnihuman_conditions.pretrained import WeightDtype, check_dtype
+from omnihuman_conditions.language.model import LanguageConfig, LanguageExtractor, LanguageModel, check_texts
+from omnihuman_conditions.pretrained import WeightDtype
 from omnihuman_core.contracts.encoder import TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
-class T5TextConfig:
+class T5TextConfig(LanguageConfig):
     """Settings of a :class:`T5TextExtractor`.
 
-    Attributes:
-        model: Local directory of a T5 or UMT5 encoder in the transformers layout, with safetensors weights.
-        tokenizer: Local directory of its tokenizer.
-        max_tokens: Tokens ``S`` of a text; every result has this many, masked.
-        dtype: Precision of the weights and of the states.
+    The model is a T5 or UMT5 encoder.
     """
-
-    model: str
-    tokenizer: str
-    max_tokens: int
-    dtype: WeightDtype
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"T5TextConfig.max_tokens must be at least 1, got {self.max_tokens}")
-        check_dtype("T5TextConfig.dtype", self.dtype)
 
     @classmethod
     def wan(cls, path: str, *, dtype: WeightDtype = "bfloat16") -> Self:
@@ -46,7 +32,7 @@ class T5TextConfig:
         )
 
 
-class T5TextExtractor:
+class T5TextExtractor(LanguageExtractor):
     """Last hidden states of a T5 or UMT5 encoder; padding is zero, so that it reads as Wan's does without a mask."""
 
     config_class = T5TextConfig
@@ -58,18 +44,8 @@ class T5TextExtractor:
             ValueError: a directory is missing, holds another model, or damaged weights.
         """
         self.config = config
-        self._language = LanguageModel.load(
-            name="t5",
-            model=config.model,
-            tokenizer=config.tokenizer,
-            classes={"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel"},
-            dtype=config.dtype,
-        )
-
-    def to(self, device: str | torch.device) -> Self:
-        """Run on ``device`` from now on."""
-        self._language.to(device)
-        return self
+        classes = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel", "mt5": "MT5EncoderModel"}
+        super().__init__(LanguageModel.load(config, name="t5", classes=classes))
 
     @torch.no_grad()
     def extract(self, raw: Sequence[str]) -> TextFeatures:
