@@ -6,9 +6,9 @@ Weights are random, so that nothing has to be downloaded: time and memory do not
 divides the widths of the published models. Two kinds of comparisons per model:
 
 * decode and encode of a few frames that both do whole;
-* a longer clip, decoded as a stream, handed on piece by piece, and in tiles, and encoded as a stream, against
-  diffusers' default tiling. Each way runs in a process of its own, in turns, and its peak memory is what it takes above
-  what the process held.
+* a longer clip, decoded and encoded as a stream, handed on piece by piece, and in tiles, against diffusers' default
+  tiling. Each way runs in a process of its own, in turns, and its peak memory is what it takes above what the process
+  held.
 
 torch's own path for 3D convolutions is several times as slow for small inputs as for large ones, and diffusers takes it
 at these sizes in places; ours never does. At full size the difference is smaller: ``--narrow 1`` where there is time.
@@ -52,7 +52,7 @@ OUR_TILE = 104
 
 # How each way decodes or encodes the clip; the first of each is what the others are measured against.
 DECODES = ("diffusers tiled", "stream", "tiles")
-ENCODES = ("diffusers tiled encode", "encode stream")
+ENCODES = ("diffusers tiled encode", "encode stream", "encode tiles")
 
 
 def build(model: str, narrow: int) -> tuple[Any, HunyuanVideoVAE | WanVAE]:
@@ -107,6 +107,8 @@ def way(name: str, theirs: Any, ours: HunyuanVideoVAE | WanVAE, clip: tuple[torc
         return theirs.decode(latents) if name == DECODES[0] else theirs.encode(video)
     if name == "tiles":
         return ours.decode_tiled(latents, OUR_TILE)
+    if name == "encode tiles":
+        return ours.encode_tiled(video, OUR_TILE)
     if name == "stream":
         for _ in ours.decode_stream(latents.split(1, dim=2)):
             pass

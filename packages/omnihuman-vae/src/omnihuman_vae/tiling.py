@@ -56,6 +56,10 @@ class _Tile:
 class ExactTiles(Protocol):
     """A VAE whose tiles are pieces of the untiled picture, so that nothing has to be blended."""
 
+    def encode_tiled(self, video: Tensor, tile_size: int, *, generator: Generator | None = None) -> Tensor:
+        """Final latents ``(B, C, t, h, w)`` of a video, in tiles of at most ``tile_size`` pixels a side."""
+        ...
+
     def decode_tiled(self, latents: Tensor, tile_size: int) -> Tensor:
         """Video ``(B, 3, T, H, W)`` of final latents, in tiles of at most ``tile_size`` pixels a side."""
         ...
@@ -97,8 +101,11 @@ class TiledVideoVAE:
     def encode(self, video: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Encode ``(B, 3, T, H, W)`` to final latents ``(B, C, t, h, w)``; see the contract.
 
-        With a generator every tile draws its own noise, so that the posterior's noise is weaker where tiles overlap.
+        With :class:`ExactTiles` nothing is blended, and the overlap is what the VAE asks for. Otherwise, with a
+        generator every tile draws its own noise, so that the posterior's noise is weaker where tiles overlap.
         """
+        if isinstance(self.vae, ExactTiles):
+            return self.vae.encode_tiled(video, self.config.tile_size, generator=generator)
         spec = self.latent_spec
         tiles = self._tiles(*spec.latent_size(*video.shape[-2:]))
         parts = (self.vae.encode(tile.cut(video, spec.spatial_stride), generator=generator) for tile in tiles)

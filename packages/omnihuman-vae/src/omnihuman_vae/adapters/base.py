@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
 from omnihuman_core.contracts.latents import LatentSpec
-from omnihuman_vae.adapters.tiles import cuts, decode_tile
+from omnihuman_vae.adapters.causal import channels_last
+from omnihuman_vae.adapters.tiles import Step, run_tiles
 from omnihuman_vae.distribution import DiagonalGaussian
 from omnihuman_vae.layers import Cache
 
@@ -36,7 +38,9 @@ class PublicVideoVAE(nn.Module, ABC):
     """A :class:`omnihuman_core.contracts.vae.VideoVAE` whose subclass gives moments and pixels of the next frames."""
 
     config: Any
+    encoder: Any
     decoder: Any
+    quant_conv: nn.Module
     post_quant_conv: nn.Module
     streaming_tolerance: float | None = None
 
@@ -57,9 +61,7 @@ class PublicVideoVAE(nn.Module, ABC):
     def encode(self, video: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Encode ``(B, 3, T, H, W)`` in [-1, 1] to final latents ``(B, C, t, h, w)``; see the contract."""
         self._check_video(video, starts=True)
-        mean, logvar = self.whole_moments(self._own(video)).chunk(2, dim=1)
-        posterior = DiagonalGaussian(mean=mean, logvar=logvar.clamp(*LOGVAR_RANGE))
-        return self._normalize(mean if generator is None else posterior.sample(generator), video.dtype)
+        return self._latents(self.whole_moments(self._own(video)), generator, video.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode final latents ``(B, C, t, h, w)`` to video ``(B, 3, T, H, W)``, not clamped; see the contract."""
@@ -94,6 +96,40 @@ class PublicVideoVAE(nn.Module, ABC):
             self._check_latents(chunk)
             yield self.pixels(self._denormalize(chunk), cache).to(chunk.dtype)
 
+    def encode_tiled(self, video: Tensor, tile_size: int, *, generator: Generator | None = None) -> Tensor:
+        """Encode a whole clip tile after tile, each a stream; the counterpart of :meth:`decode_tiled`.
+
+        Beside one tile, the clip is held behind each stage of the encoder: with two levels to a stage and the widths of
+        the published models, 8 values a pixel behind the first. Equal to :meth:`encode` where norms see one position at
+        a time. Noise is drawn for the whole clip.
+
+        Args:
+            video: ``(B, 3, T, H, W)`` in [-1, 1].
+            tile_size: Largest height and width of a tile, in pixels; each tile computes some pixels around it too.
+            generator: Samples the posterior when given; the posterior mean otherwise.
+
+        Raises:
+            ValueError: video has the wrong shape, or ``tile_size`` is not positive.
+        """
+        self._check_video(video, starts=True)
+        _check_tile_size(tile_size)
+        x = video.to(next(self.parameters()).dtype)
+        scale = 1
+        for stage, steps in enumerate(self.encoder.stages()):
+            scale *= math.prod(step.down for step in steps)
+            frames = 1 + (x.shape[2] - 1) // math.prod(step.frames for step in steps)
+            # A later stage has more channels at fewer positions: twice as wide a tile is about as large in memory.
+            tile = max(tile_size * 2**stage // scale, 1)
+            out: Tensor | None = None
+            for place, piece in run_tiles(steps, x, tile, self.tile_statistics(steps, x)):
+                if out is None:
+                    size = (frames, video.shape[3] // scale, video.shape[4] // scale)
+                    out = channels_last(piece, piece.shape[1], *size)
+                out[place] = piece
+            assert out is not None
+            x = out
+        return self._latents(self.quant_conv(self.encoder.finish(x)), generator, video.dtype)
+
     def decode_tiled(self, latents: Tensor, tile_size: int) -> Tensor:
         """Decode a whole clip tile after tile, each a stream, at the memory of one tile and of the result.
 
@@ -108,23 +144,17 @@ class PublicVideoVAE(nn.Module, ABC):
             ValueError: latents have the wrong shape, or ``tile_size`` is not positive.
         """
         self._check_latents(latents)
-        if tile_size < 1:
-            raise ValueError(f"tile_size must be positive, got {tile_size}")
+        _check_tile_size(tile_size)
         features = self.decoder.stem(self.post_quant_conv(self._denormalize(latents)))
-        statistics = self.tile_statistics(features)
-        spec = self.latent_spec
-        height, width = spec.pixel_size(*latents.shape[3:])
-        out = latents.new_empty((latents.shape[0], 3, spec.pixel_frames(latents.shape[2]), height, width))
-        for rows in cuts(height, tile_size):
-            for columns in cuts(width, tile_size):
-                done = 0
-                for piece in decode_tile(self.decoder.steps(), features.split(1, dim=2), rows, columns, statistics):
-                    out[:, :, done : done + piece.shape[2], slice(*rows), slice(*columns)] = piece
-                    done += piece.shape[2]
+        steps, spec = self.decoder.steps(), self.latent_spec
+        size = (spec.pixel_frames(latents.shape[2]), *spec.pixel_size(*latents.shape[3:]))
+        out = latents.new_empty((latents.shape[0], 3, *size))
+        for place, piece in run_tiles(steps, features, tile_size, self.tile_statistics(steps, features)):
+            out[place] = piece
         return out
 
-    def tile_statistics(self, features: Tensor) -> Cache:
-        """What norms of the decoder's tail need to know of the clip; nothing where they see one position at a time."""
+    def tile_statistics(self, steps: Sequence[Step], x: Tensor) -> Cache:
+        """What norms of ``steps`` need to know of their input; nothing where they see one position at a time."""
         return {}
 
     def whole_moments(self, video: Tensor) -> Tensor:
@@ -134,6 +164,12 @@ class PublicVideoVAE(nn.Module, ABC):
     def whole_pixels(self, latents: Tensor) -> Tensor:
         """:meth:`pixels` of a whole clip."""
         return self.pixels(latents, None)
+
+    def _latents(self, moments: Tensor, generator: Generator | None, dtype: torch.dtype) -> Tensor:
+        """Final latents: the mean, or a draw."""
+        mean, logvar = moments.chunk(2, dim=1)
+        posterior = DiagonalGaussian(mean=mean, logvar=logvar.clamp(*LOGVAR_RANGE))
+        return self._normalize(mean if generator is None else posterior.sample(generator), dtype)
 
     def _own(self, x: Tensor) -> Tensor:
         """``x`` in the dtype of the weights, channels last."""
@@ -171,3 +207,8 @@ class PublicVideoVAE(nn.Module, ABC):
             raise ValueError(
                 f"latents must be (B, {channels}, t, h, w) with at least one position, got {tuple(latents.shape)}"
             )
+
+
+def _check_tile_size(tile_size: int) -> None:
+    if tile_size < 1:
+        raise ValueError(f"tile_size must be positive, got {tile_size}")

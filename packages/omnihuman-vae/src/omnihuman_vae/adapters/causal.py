@@ -94,7 +94,7 @@ def causal_conv(
     inside = sides_inside(cache)
     margins = _margins(inside, height // 2, width // 2)
     lost = (2 * (height // 2) - margins[0] - margins[1], 2 * (width // 2) - margins[2] - margins[3])
-    size = ((x.shape[3] - lost[0]) // conv.stride[1], (x.shape[4] - lost[1]) // conv.stride[2])
+    size = (-(-(x.shape[3] - lost[0]) // conv.stride[1]), -(-(x.shape[4] - lost[1]) // conv.stride[2]))
     padding = (0, 0, 0)
     if border == "zeros" and not any(inside):
         # The convolution makes borders of zeros itself.

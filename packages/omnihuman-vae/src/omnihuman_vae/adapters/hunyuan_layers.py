@@ -205,6 +205,7 @@ class HunyuanDownsample(nn.Module):
 
     def __init__(self, channels: int, *, temporal: bool) -> None:
         super().__init__()
+        self.temporal = temporal
         self.conv = HunyuanConv(channels, channels, 3, stride=(2 if temporal else 1, 2, 2))
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
@@ -214,7 +215,10 @@ class HunyuanDownsample(nn.Module):
 
 
 class HunyuanLevel(nn.Module):
-    """Residual blocks of one width, and the step to the next level, which the layouts keep under two names."""
+    """Residual blocks of one width, and the step to the next level, which the layouts keep under two names.
+
+    :meth:`TiledEncoder.stages` and :meth:`TiledDecoder.steps` run them.
+    """
 
     def __init__(
         self,
@@ -230,9 +234,3 @@ class HunyuanLevel(nn.Module):
         )
         self.downsamplers = nn.ModuleList([] if downsample is None else [downsample])
         self.upsamplers = nn.ModuleList([] if upsample is None else [upsample])
-
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        """Blocks, then the step."""
-        for module in (*self.resnets, *self.downsamplers, *self.upsamplers):
-            x = module(x, cache)
-        return x

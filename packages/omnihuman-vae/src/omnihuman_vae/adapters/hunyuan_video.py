@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -19,14 +19,14 @@ from omnihuman_vae.adapters.hunyuan_layers import (
     HunyuanUpsample,
     NormsOnly,
 )
-from omnihuman_vae.adapters.tiles import Step
+from omnihuman_vae.adapters.tiles import Step, TiledDecoder, TiledEncoder
 from omnihuman_vae.layers import Cache
 
 STATISTICS_FRAMES = 1
-"""Latent frames, from the start of a clip, that the norms of tiles take their statistics from."""
+"""Frames at the start of what tiles are cut from, which their norms take statistics from."""
 
 
-class HunyuanVideoEncoder(nn.Module):
+class HunyuanVideoEncoder(TiledEncoder):
     """``(B, 3, T, H, W)`` to ``(B, 2C, t, h, w)``."""
 
     def __init__(self, config: HunyuanVideoVAEConfig) -> None:
@@ -44,17 +44,26 @@ class HunyuanVideoEncoder(nn.Module):
         self.conv_norm_out = ClipNorm(groups, before, NORM_EPS)
         self.conv_out = HunyuanConv(before, 2 * config.latent_channels, 3)
 
-    def forward(self, video: Tensor, cache: Cache | None = None) -> Tensor:
-        """Moments before the last mixing of channels."""
-        x = self.conv_in(video, cache)
-        for block in self.down_blocks:
-            x = block(x, cache)
-        x = self.mid_block(x, cache)
+    def levels(self) -> list[list[Step]]:
+        """Steps of each level, from pixels to latents."""
+        return [
+            [
+                *(Step(block, reach=(2, 2)) for block in level.get_submodule("resnets").children()),
+                *(
+                    Step(block, reach=(1, 0), down=2, frames=2 if block.temporal else 1)
+                    for block in level.get_submodule("downsamplers").children()
+                ),
+            ]
+            for level in self.down_blocks
+        ]
+
+    def head(self, x: Tensor, cache: Cache | None) -> Tensor:
+        """Moments, from the result of the middle."""
         out: Tensor = self.conv_out(x, cache, self.conv_norm_out.measure(x, cache, activation=True))
         return out
 
 
-class HunyuanVideoDecoder(nn.Module):
+class HunyuanVideoDecoder(TiledDecoder):
     """``(B, C, t, h, w)`` to ``(B, 3, T, H, W)``."""
 
     def __init__(self, config: HunyuanVideoVAEConfig) -> None:
@@ -73,28 +82,8 @@ class HunyuanVideoDecoder(nn.Module):
         self.conv_norm_out = ClipNorm(groups, before, NORM_EPS)
         self.conv_out = HunyuanConv(before, 3, 3)
 
-    def forward(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
-        """Pixels of the next latent frames."""
-        x = self.stem(latents, cache)
-        for step in self.steps():
-            x = step.module(x, cache)
-        return x
-
-    def stem(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
-        """What sees the whole picture, at the size of the latents."""
-        x: Tensor = self.mid_block(self.conv_in(latents, cache), cache)
-        return x
-
-    def steps(self) -> list[Step]:
-        """What sees a neighbourhood, from :meth:`stem` to pixels."""
-        steps = []
-        for level in self.up_blocks:
-            assert isinstance(level, HunyuanLevel)
-            steps += [Step(block, reach=2) for block in level.resnets]
-            steps += [Step(upsample, reach=2, doubles=True) for upsample in level.upsamplers]
-        return [*steps, Step(self._head, reach=1)]
-
-    def _head(self, x: Tensor, cache: Cache | None) -> Tensor:
+    def head(self, x: Tensor, cache: Cache | None) -> Tensor:
+        """Pixels, from the result of the last level."""
         out: Tensor = self.conv_out(x, cache, self.conv_norm_out.measure(x, cache, activation=True))
         return out
 
@@ -134,10 +123,10 @@ class HunyuanVideoVAE(PublicVideoVAE):
         pixels: Tensor = self.decoder(self.post_quant_conv(latents), cache)
         return pixels
 
-    def tile_statistics(self, features: Tensor) -> Cache:
-        """Statistics of the clip's first latent frames, which all tiles use for the whole clip."""
+    def tile_statistics(self, steps: Sequence[Step], x: Tensor) -> Cache:
+        """Statistics of the first frames of the whole picture, which all tiles use for the whole clip."""
         cache = NormsOnly()
-        x = features[:, :, :STATISTICS_FRAMES]
-        for step in self.decoder.steps():
+        x = x[:, :, :STATISTICS_FRAMES]
+        for step in steps:
             x = step.module(x, cache)
         return cache

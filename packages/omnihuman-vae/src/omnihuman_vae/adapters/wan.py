@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omnihuman_vae.adapters.base import PublicVideoVAE
 from omnihuman_vae.adapters.causal import Prepare, causal_conv, upsample_conv, without_rim
-from omnihuman_vae.adapters.tiles import Step
+from omnihuman_vae.adapters.tiles import Step, TiledDecoder, TiledEncoder
 from omnihuman_vae.adapters.wan_config import WanVAEConfig, wan_2_1
 from omnihuman_vae.layers import Cache
 
@@ -115,6 +115,7 @@ class WanDownsample(nn.Module):
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """``(B, C, T, H, W)`` to ``(B, C, T or (T + 1) / 2, H / 2, W / 2)``."""
         batch = x.shape[0]
+        # A tile that ends inside the picture has one position more, so that nothing sees the padding there.
         x = self.resample(rearrange(x, "b c t h w -> (b t) c h w"))
         x = rearrange(x, "(b t) c h w -> b c t h w", b=batch)
         if self.time_conv is None:
@@ -161,7 +162,7 @@ class WanUpsample(nn.Module):
 
 
 class WanUpBlock(nn.Module):
-    """A level of the decoder, which :meth:`WanDecoder.steps` runs."""
+    """A level of the decoder, whose modules :meth:`TiledDecoder.steps` runs."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, upsample: WanUpsample | None) -> None:
         super().__init__()
@@ -170,7 +171,7 @@ class WanUpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([] if upsample is None else [upsample])
 
 
-class WanEncoder(nn.Module):
+class WanEncoder(TiledEncoder):
     """``(B, 3, T, H, W)`` to ``(B, 2C, t, h, w)``."""
 
     def __init__(self, config: WanVAEConfig) -> None:
@@ -188,17 +189,24 @@ class WanEncoder(nn.Module):
         self.norm_out = WanNorm(widths[-1], 3)
         self.conv_out = WanConv(widths[-1], 2 * config.latent_channels, 3)
 
-    def forward(self, video: Tensor, cache: Cache | None = None) -> Tensor:
-        """Moments before the last mixing of channels."""
-        x = self.conv_in(video, cache)
+    def levels(self) -> list[list[Step]]:
+        """Steps of each level, from pixels to latents."""
+        levels: list[list[Step]] = [[]]
         for block in self.down_blocks:
-            x = block(x, cache)
-        x = self.mid_block(x, cache)
+            if isinstance(block, WanDownsample):
+                levels[-1].append(Step(block, reach=(0, 1), down=2, frames=1 if block.time_conv is None else 2))
+                levels.append([])
+            else:
+                levels[-1].append(Step(block, reach=(2, 2)))
+        return levels
+
+    def head(self, x: Tensor, cache: Cache | None) -> Tensor:
+        """Moments, from the result of the middle."""
         out: Tensor = self.conv_out(x, cache, lambda slab: F.silu(self.norm_out(slab)))
         return out
 
 
-class WanDecoder(nn.Module):
+class WanDecoder(TiledDecoder):
     """``(B, C, t, h, w)`` to ``(B, 3, T, H, W)``."""
 
     def __init__(self, config: WanVAEConfig) -> None:
@@ -217,28 +225,8 @@ class WanDecoder(nn.Module):
         self.norm_out = WanNorm(widths[-1], 3)
         self.conv_out = WanConv(widths[-1], 3, 3)
 
-    def forward(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
-        """Pixels of the next latent frames."""
-        x = self.stem(latents, cache)
-        for step in self.steps():
-            x = step.module(x, cache)
-        return x
-
-    def stem(self, latents: Tensor, cache: Cache | None = None) -> Tensor:
-        """What sees the whole picture, at the size of the latents."""
-        x: Tensor = self.mid_block(self.conv_in(latents, cache), cache)
-        return x
-
-    def steps(self) -> list[Step]:
-        """What sees a neighbourhood, from :meth:`stem` to pixels."""
-        steps = []
-        for level in self.up_blocks:
-            assert isinstance(level, WanUpBlock)
-            steps += [Step(block, reach=2) for block in level.resnets]
-            steps += [Step(upsample, reach=2, doubles=True) for upsample in level.upsamplers]
-        return [*steps, Step(self._head, reach=1)]
-
-    def _head(self, x: Tensor, cache: Cache | None) -> Tensor:
+    def head(self, x: Tensor, cache: Cache | None) -> Tensor:
+        """Pixels, from the result of the last level."""
         out: Tensor = self.conv_out(x, cache, lambda slab: F.silu(self.norm_out(slab)))
         return out
 
