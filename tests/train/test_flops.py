@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from omnihuman_core.contracts import (
@@ -27,6 +28,9 @@ from omnihuman_train.flops import (
     step_over_forward,
     training_flops,
 )
+from omnihuman_train.lora import LoraSettings, add_lora
+from omnihuman_train.model import OmniModel
+from omnihuman_train.partly_trained import partly_trained_flops
 
 NARROW = replace(
     presets.tiny(), hidden_size=128, num_heads=2, num_double_blocks=1, num_single_blocks=2, audio_blocks=(0, 1, 2)
@@ -61,14 +65,12 @@ CPU_ATTENTION = {
 }
 
 
-def counted(config: MMDiTConfig) -> tuple[float, float]:
+def counted(model: MMDiT, *, text_trained: bool = True) -> tuple[float, float]:
     """Operations of a forward and of its backward, as torch counts them."""
-    torch.manual_seed(0)
-    model = MMDiT(config)
-    tensor = torch.randn
+    config, tensor = model.config, torch.randn
     conditioning = Conditioning(
         text=TextCondition(
-            tokens=tensor(1, 24, config.text_dim or 0).requires_grad_(),
+            tokens=tensor(1, 24, config.text_dim or 0).requires_grad_(text_trained),
             mask=torch.ones(1, 24, dtype=torch.bool),
             pooled=tensor(1, config.pooled_dim or 0),
         ),
@@ -88,9 +90,31 @@ def counted(config: MMDiTConfig) -> tuple[float, float]:
 @pytest.mark.parametrize("config", [NARROW, HUNYUAN], ids=["shared modulation", "hunyuan_video"])
 def test_torch_counts_the_same_within_a_percent(config: MMDiTConfig) -> None:
     flops = forward_flops(config, sample_tokens(config, **SHAPE))
-    forward, backward = counted(config)
+    forward, backward = counted(MMDiT(config))
     assert flops.total == pytest.approx(forward, rel=5e-3)
     assert training_flops(flops) == pytest.approx(forward + backward, rel=1e-2)
+
+
+@pytest.mark.parametrize("full", [LoraSettings().full, LoraSettings().full + r"|text_encoder\..*|.*\.video\.mlp.*"])
+@pytest.mark.parametrize("config", [NARROW, HUNYUAN], ids=["shared modulation", "hunyuan_video"])
+def test_frozen_weights_are_spared_what_torch_spares_them(config: MMDiTConfig, full: str) -> None:
+    torch.manual_seed(0)
+    encoders = {f"{name}_encoder": nn.Linear(3, 3) for name in ("text", "audio", "pose")}
+    model = OmniModel(MMDiT(config), **encoders)
+    add_lora(model, LoraSettings(rank=8, full=full))
+    counts = counted(model.backbone, text_trained="text_encoder" in full)
+    with torch.device("meta"):
+        meta = OmniModel(MMDiT(config), **{name: nn.Linear(3, 3) for name in encoders})
+        add_lora(meta, LoraSettings(rank=8, full=full))
+    tokens = sample_tokens(config, **SHAPE)
+    flops, plain = partly_trained_flops(meta, tokens), forward_flops(config, tokens)
+    assert flops.total == pytest.approx(counts[0], rel=5e-3)
+    assert training_flops(flops) == pytest.approx(sum(counts), rel=1e-2)
+    # Attention is most of it, and nobody is spared that: the difference is the sharper test.
+    spared = sum(counted(MMDiT(config))) - sum(counts)
+    assert training_flops(plain) - training_flops(flops) == pytest.approx(spared, rel=0.05)
+    whole = OmniModel(MMDiT(config), **{name: nn.Linear(3, 3) for name in encoders})
+    assert partly_trained_flops(whole, tokens) == plain
 
 
 def test_the_floor_of_the_kernels_is_the_same() -> None:

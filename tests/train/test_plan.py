@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,13 +20,18 @@ from omnihuman_train.config import OptimizerConfig, ParallelConfig
 from omnihuman_train.ema import Ema
 from omnihuman_train.flops import SampleTokens, forward_flops
 from omnihuman_train.gpus import GPUS, gpu
+from omnihuman_train.lora import LoraSettings, add_lora
 from omnihuman_train.memory import activation_memory, shard_numel, weight_memory
 from omnihuman_train.model import OmniModel
 from omnihuman_train.optim import OptimizerGroup
 from omnihuman_train.plan import make_plan, smallest_change, step_time
-from omnihuman_train.recipes import stage1, stage3, tiny
+from omnihuman_train.plan_report import tables
+from omnihuman_train.recipes import stage1, stage2, stage3, tiny
 from omnihuman_train.saved_tensors import fused_ops, meta_inputs, saved_bytes
+from omnihuman_train.stage_config import PARTS
 from omnihuman_train.workload import changed, workload
+
+from .stage_toys import toy
 
 NARROW = replace(
     presets.tiny(), hidden_size=128, num_heads=2, num_double_blocks=1, num_single_blocks=2, audio_blocks=(0, 1, 2)
@@ -34,15 +40,19 @@ NARROW = replace(
 TOKENS = SampleTokens(frame=144, references=1, motion_frames=1, video_frames=6, text=24, audio_per_frame=4)
 
 
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)], ids=["whole", "low rank"])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_one_rank_holds_what_torch_holds(name: str) -> None:
+def test_one_rank_holds_what_torch_holds(name: str, lora: LoraSettings | None) -> None:
     torch.manual_seed(0)
     model = OmniModel.from_preset("tiny", probe=True)
+    if lora is not None:
+        add_lora(model, lora)
     config = OptimizerConfig(name=name)  # type: ignore[arg-type]
     planned = weight_memory(model, config, shards=1)
     ema, optimizer = Ema(model, 0.99), OptimizerGroup(model, config)
     for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     optimizer.step(1.0)
     states = [entry for part in optimizer.optimizers for entry in part.state.values()]
@@ -52,6 +62,28 @@ def test_one_rank_holds_what_torch_holds(name: str) -> None:
     assert planned.gradients == gradients
     assert planned.moments == moments
     assert planned.average == sum(value.nbytes for value in ema.shadow.values())
+
+
+def test_low_rank_updates_are_planned_as_they_are_trained(tmp_path: Path) -> None:
+    plain = toy(stage2.small(), tmp_path, tmp_path)
+    config = replace(plain, lora=LoraSettings(rank=4), flow=replace(plain.flow, mouth_probe_weight=0.1))
+    real = OmniModel(
+        **{name: chosen.build(kind) for name in PARTS for kind, chosen in [config.model.component(name)]},
+        mouth_probe=torch.nn.Linear(256, 1),
+    )
+    trained = add_lora(real, LoraSettings(rank=4))
+    work, whole = workload(config), workload(plain)
+    assert work.trained == trained
+    assert 0 < trained < 0.9 * whole.trained == 0.9 * sum(whole.parts.values())
+    plans = [make_plan(planned, gpu("h100"), 2) for planned in (work, whole)]
+    assert plans[0].weights.gradients == pytest.approx(4 * trained / 2, rel=0.02)
+    assert plans[0].weights.moments == 2 * plans[0].weights.gradients
+    assert plans[0].weights.reduced < plans[1].weights.reduced
+    assert plans[0].times[0].model_flops < 0.95 * plans[1].times[0].model_flops
+    assert plans[0].times[0].weights < plans[1].times[0].weights
+    names = [str(cell) for cell in tables(plans[0], mfu=0.3)[0].columns[0].cells]
+    assert names[-2:] == ["all", "trained"]
+    assert [str(cell) for cell in tables(plans[1], mfu=0.3)[0].columns[0].cells][-1] == "all"
 
 
 @pytest.mark.parametrize("shape", [(10, 3), (7,), (1, 5, 2), ()])

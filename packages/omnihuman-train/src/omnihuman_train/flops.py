@@ -106,6 +106,7 @@ class Flops:
         audio_linear: Projections of the audio cross-attention.
         audio_attention: Its attention.
         rest: Embedders, refiner and the last layer.
+        spared: What frozen weights spare the backward: their gradients, and those of inputs that nothing trained made.
     """
 
     linear: float
@@ -113,6 +114,7 @@ class Flops:
     audio_linear: float
     audio_attention: float
     rest: float
+    spared: float = 0.0
 
     @property
     def matrices(self) -> float:
@@ -181,7 +183,7 @@ def _refiner_scores(config: MMDiTConfig, tokens: SampleTokens) -> float:
 
 def training_flops(forward: Flops) -> float:
     """Model operations of one sample in one step: forward and backward, nothing computed twice but the scores."""
-    return (1 + LINEAR_BACKWARD) * forward.matrices + (1 + ATTENTION_BACKWARD) * forward.scores
+    return (1 + LINEAR_BACKWARD) * forward.matrices + (1 + ATTENTION_BACKWARD) * forward.scores - forward.spared
 
 
 def executed_flops(forward: Flops, mode: CheckpointMode) -> float:

@@ -75,11 +75,13 @@ def weight_memory(model: nn.Module, optimizer: OptimizerConfig, *, shards: int) 
             moments += numel if one else 2 * numel
     blocks = sorted((sum(p.numel() for p in block.parameters()) for block in blocks_of(model)), reverse=True)
     outside = sum(p.numel() for p in model.parameters()) - sum(blocks)
+    learning = [_trained(block) for block in blocks_of(model)]
     if shards == 1:
         gathered, reduced = BF16 * sum(p.numel() for p in model.parameters() if p.ndim > 1), 0
     else:
         # The next block is gathered while one computes; what is outside the blocks stays whole for the whole step.
-        gathered, reduced = BF16 * (outside + sum(blocks[:2])), (BF16 + FP32) * max([outside, *blocks[:1]])
+        gathered = BF16 * (outside + sum(blocks[:2]))
+        reduced = (BF16 + FP32) * max([_trained(model) - sum(learning), *learning])
     return WeightMemory(
         weights=FP32 * held + sum(buffer.nbytes for buffer in model.buffers()),
         gradients=FP32 * trained,
@@ -88,6 +90,10 @@ def weight_memory(model: nn.Module, optimizer: OptimizerConfig, *, shards: int) 
         gathered=gathered,
         reduced=reduced,
     )
+
+
+def _trained(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True, kw_only=True)

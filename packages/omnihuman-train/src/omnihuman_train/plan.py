@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnihuman_train import gpus
-from omnihuman_train.flops import executed_flops, forward_flops, training_flops
+from omnihuman_train.flops import executed_flops, training_flops
 from omnihuman_train.gpus import Gpu
 from omnihuman_train.memory import ActivationMemory, WeightMemory, activation_memory, weight_memory
 from omnihuman_train.workload import StageLoad, Workload, changed
@@ -136,7 +136,7 @@ def step_time(work: Workload, stage: StageLoad, gpu: Gpu, sizes: tuple[int, int,
     """
     replicate, shard, sequence = sizes
     ranks = replicate * shard * sequence
-    flops = forward_flops(work.backbone, stage.tokens)
+    flops = work.flops(stage)
     again = {"none": (0, 0), "selective": (1, 0), "full": (1, 1)}[work.activation_checkpoint]
     matrices = executed_flops(flops, "selective" if again[0] else "none") - 3.5 * flops.scores
     seconds = matrices / (gpus.LINEAR * gpu.peak_flops)
@@ -144,12 +144,12 @@ def step_time(work: Workload, stage: StageLoad, gpu: Gpu, sizes: tuple[int, int,
     seconds += 2.5 * flops.scores / (gpus.ATTENTION_BACKWARD * gpu.peak_flops)
     seconds += _passes(work, stage, again[0]) / (gpus.COPY * gpu.memory_bytes)
     per_rank = stage.samples / ranks
-    # Every part gathers all weights twice in bf16, and reduces its gradients once in fp32.
-    numbers, shards = sum(work.parts.values()), shard * sequence
-    traffic = work.accumulate * 8 * numbers * (shards - 1) / shards
+    # Every part gathers all weights twice in bf16, and reduces the gradients of the trained ones once in fp32.
+    numbers, trained, shards = sum(work.parts.values()), work.trained, shard * sequence
+    traffic = work.accumulate * 4 * (numbers + trained) * (shards - 1) / shards
     weights = traffic / (gpu.node_bytes if shards <= gpu.node_size else gpu.network_bytes)
     if replicate > 1:
-        weights += work.accumulate * 8 * numbers / shards * (replicate - 1) / replicate / gpu.network_bytes
+        weights += work.accumulate * 8 * trained / shards * (replicate - 1) / replicate / gpu.network_bytes
     # q, k, v and the output of every attention change ranks, and their gradients on the way back.
     tokens = 4 * 2 * stage.tokens.total * work.backbone.hidden_size * work.backbone.num_blocks * (2 + again[0])
     exchange = per_rank * tokens * (sequence - 1) / sequence

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from omnihuman_train.flops import forward_flops
 from omnihuman_train.plan import RESERVE, Plan, smallest_change
 
 _WEIGHTS = {
@@ -37,7 +36,10 @@ def _parameters(plan: Plan) -> Table:
     table.add_column("part")
     table.add_column("millions", justify="right")
     parts = plan.work.parts
-    for name, count in {**parts, "all": sum(parts.values())}.items():
+    counts = {**parts, "all": sum(parts.values())}
+    if plan.work.trained < counts["all"]:
+        counts["trained"] = plan.work.trained
+    for name, count in counts.items():
         table.add_row(name, f"{count / 1e6:,.1f}")
     return table
 
@@ -74,7 +76,7 @@ def _time(plan: Plan, mfu: float) -> Table:
             f"{stage.steps:,}",
             f"{stage.samples:,}",
             f"{stage.tokens.total:,}",
-            f"{forward_flops(plan.work.backbone, stage.tokens).total / 1e12:,.4g} forward, "
+            f"{plan.work.flops(stage).total / 1e12:,.4g} forward, "
             f"{time.model_flops / stage.samples / 1e12:,.4g} in all",
             f"{time.total:.3g}",
             f"{stage.steps * time.total / 86400:.3g}",

@@ -91,22 +91,23 @@ def _storage(value: Tensor) -> int:
     return int(value.untyped_storage()._cdata)
 
 
-def meta_inputs(config: MMDiTConfig, tokens: SampleTokens, samples: int) -> tuple[Tensor, Conditioning]:
+def meta_inputs(
+    config: MMDiTConfig, tokens: SampleTokens, samples: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Conditioning]:
     """Latents and conditions with so many tokens, on the default device; a frame is one row of patches."""
     frames, rows, columns = config.patch_size
     size = (rows, columns * tokens.frame)
-    bf16 = torch.bfloat16
 
     def latents(count: int, channels: int = config.latent_channels) -> Tensor:
-        return torch.empty(samples, channels, count * frames, *size, dtype=bf16)
+        return torch.empty(samples, channels, count * frames, *size, dtype=dtype)
 
     text = audio = pose = reference = motion = None
     if tokens.text and config.text_dim is not None:
-        pooled = None if config.pooled_dim is None else torch.empty(samples, config.pooled_dim, dtype=bf16)
-        states = torch.empty(samples, tokens.text, config.text_dim, dtype=bf16)
+        pooled = None if config.pooled_dim is None else torch.empty(samples, config.pooled_dim, dtype=dtype)
+        states = torch.empty(samples, tokens.text, config.text_dim, dtype=dtype)
         text = TextCondition(tokens=states, mask=torch.ones(samples, tokens.text, dtype=torch.bool), pooled=pooled)
     if tokens.audio_per_frame and config.audio_dim is not None:
-        heard = torch.empty(samples, tokens.frames, tokens.audio_per_frame, config.audio_dim, dtype=bf16)
+        heard = torch.empty(samples, tokens.frames, tokens.audio_per_frame, config.audio_dim, dtype=dtype)
         audio = AudioCondition(tokens=heard.requires_grad_())
     if config.pose_channels is not None:
         pose = PoseCondition(features=latents(tokens.frames, config.pose_channels).requires_grad_())

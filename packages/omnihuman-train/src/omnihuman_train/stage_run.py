@@ -23,7 +23,7 @@ from omnihuman_train.distributed.activation_checkpoint import checkpoint_blocks
 from omnihuman_train.distributed.compile import compile_blocks
 from omnihuman_train.distributed.fsdp import first_builds
 from omnihuman_train.distributed.mesh import World, join, leave
-from omnihuman_train.flops import forward_flops, training_flops
+from omnihuman_train.flops import training_flops
 from omnihuman_train.lora import add_lora, merged_state
 from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
@@ -186,7 +186,7 @@ def _watchers(
     found = watchers(
         config.watch,
         out,
-        sample_flops=training_flops(forward_flops(work.backbone, work.stages[-1].tokens)),
+        sample_flops=training_flops(work.flops(work.stages[-1])),
         keys=objective.keys,
         rank=world.rank,
         world_size=world.size,

@@ -11,8 +11,10 @@ from torch import nn
 from omnihuman_core.mmdit import MMDiTConfig
 from omnihuman_train.config import OptimizerConfig, ParallelConfig, TrainConfig
 from omnihuman_train.distributed.activation_checkpoint import CheckpointMode
-from omnihuman_train.flops import SampleTokens, sample_tokens
+from omnihuman_train.flops import Flops, SampleTokens, sample_tokens
+from omnihuman_train.lora import add_lora
 from omnihuman_train.model import OmniModel
+from omnihuman_train.partly_trained import partly_trained_flops
 from omnihuman_train.saved_tensors import encoder_bytes
 from omnihuman_train.stage_config import StageConfig
 from omnihuman_train.stages import Stage
@@ -70,6 +72,15 @@ class Workload:
         return {name: sum(p.numel() for p in part.parameters()) for name, part in named.items() if part is not None}
 
     @property
+    def trained(self) -> int:
+        """Parameters that are trained; with low-rank updates, a small share of all."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def flops(self, stage: StageLoad) -> Flops:
+        """Operations of a forward of a sample of ``stage``, and what frozen weights spare its backward."""
+        return partly_trained_flops(self.model, stage.tokens)
+
+    @property
     def longest(self) -> StageLoad:
         """The stage with the longest samples, which decides what memory is needed."""
         return max(self.stages, key=lambda stage: stage.tokens.total)
@@ -87,7 +98,11 @@ def workload(config: StageConfig | TrainConfig) -> Workload:
         if isinstance(config, StageConfig):
             build = {name: config.model.component(name) for name in ("text_encoder", "audio_encoder", "pose_encoder")}
             backbone = config.model.backbone.build("backbone")
-            model = OmniModel(backbone, **{name: chosen.build(kind) for name, (kind, chosen) in build.items()})
+            parts = {name: chosen.build(kind) for name, (kind, chosen) in build.items()}
+            probe = nn.Linear(parts["audio_encoder"].config.hidden_dim, 1) if config.flow.mouth_probe_weight else None
+            model = OmniModel(backbone, **parts, mouth_probe=probe)
+            if config.lora is not None:
+                add_lora(model, config.lora)
             stages, mode, fused = config.stages[-1:], config.activation_checkpoint, config.model.ops != "eager"
         else:
             model = OmniModel.from_preset(config.preset, probe=config.flow.mouth_probe_weight > 0)
