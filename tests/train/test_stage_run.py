@@ -13,10 +13,11 @@ import torch
 from omnihuman_core.checkpoint import load_safetensors
 from omnihuman_core.model_dir import load_model, read_index
 from omnihuman_train.cli import main
-from omnihuman_train.config import OptimizerConfig
+from omnihuman_train.config import OptimizerConfig, SegmentConfig
+from omnihuman_train.distributed.mesh import World
 from omnihuman_train.lora import LoraSettings
 from omnihuman_train.recipes import stage1, stage2, stage3
-from omnihuman_train.stage_run import run_stage
+from omnihuman_train.stage_run import run_stage, streams
 from omnihuman_train.stages import Stage
 
 from .stage_toys import toy, write_encoded
@@ -114,7 +115,22 @@ def test_the_command_line_runs_a_stage(capsys: pytest.CaptureFixture[str], tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_are_for_drawn_characters() -> None:
+def test_pictures_and_a_size_of_the_stage_are_refused_with_what_to_set() -> None:
+    recipe = stage1.small()
     stage = Stage(name="text", steps=3, ratios=stage1.RATIOS, pictures=True)
-    with pytest.raises(ValueError, match="pictures is for runs on drawn characters"):
-        replace(stage1.small(), stages=(stage,), run=replace(stage1.small().run, steps=3))
+    run = replace(recipe.run, steps=3)
+    with pytest.raises(ValueError, match="stages: pictures of 'text' is for .* leave it out and set segment.latent_fr"):
+        replace(recipe, stages=(stage,), run=run)
+    stage = replace(stage, pictures=False, batch_size=8)
+    with pytest.raises(ValueError, match="stages: batch_size of 'text' is 8, .* run, 64; leave it out, and set run"):
+        replace(recipe, stages=(stage,), run=run)
+    assert replace(recipe, stages=(replace(stage, batch_size=64),), run=run).stage.batch_size == 64
+
+
+def test_segments_of_one_frame_are_the_pictures_of_a_stage(encoded: Path) -> None:
+    segment = SegmentConfig(latent_frames=1, motion_latents=0, continuing_ratio=0.0)
+    config = toy(stage1.small(), encoded, None, segment=segment)
+    (source,) = streams(config, World(device=torch.device("cpu")))
+    for step in range(4):
+        batch = source(step)
+        assert (batch["start"], batch["stop"], batch["motion_latents"]) == (0, 1, 0)

@@ -145,8 +145,17 @@ class StageConfig:
         size = self.stream.batch.batch_size
         if size is not None and size != self.run.batch_size:
             raise ValueError(f"stream.batch.batch_size is {size}, but run.batch_size is {self.run.batch_size}")
+        name = self.stage.name
         if self.stage.pictures:
-            raise ValueError(f"stage {self.stage.name!r}: pictures is for runs on drawn characters; give it segments")
+            raise ValueError(
+                f"stages: pictures of {name!r} is for runs on drawn characters; to train on first frames alone leave it "
+                f"out and set segment.latent_frames=1, segment.motion_latents=0, segment.continuing_ratio=0"
+            )
+        if self.stage.batch_size not in (None, self.run.batch_size):
+            raise ValueError(
+                f"stages: batch_size of {name!r} is {self.stage.batch_size}, but a run of one stage takes that of the "
+                f"run, {self.run.batch_size}; leave it out, and set run.batch_size and stream.batch.batch_size"
+            )
         if self.lora is not None and self.start is None:
             raise ValueError("lora adapts a trained model, but start is not set; name its model directory")
         if self.start is None and len(self.stages) > 1:
