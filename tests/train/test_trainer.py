@@ -14,12 +14,13 @@ from torch import nn
 
 from omnihuman_core.checkpoint import load_safetensors
 from omnihuman_core.contracts import LossOutput
-from omnihuman_train.checkpointing import checkpoints, load_checkpoint, save_checkpoint, step_generator
+from omnihuman_train.checkpointing import save_checkpoint, step_generator
 from omnihuman_train.config import FlowConfig, OptimizerConfig, RunConfig
 from omnihuman_train.ema import Ema
 from omnihuman_train.metrics import MetricLog
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.optim import OptimizerGroup
+from omnihuman_train.resuming import checkpoints, load_checkpoint
 from omnihuman_train.stages import Ratios, Stage
 from omnihuman_train.trainer import fit
 

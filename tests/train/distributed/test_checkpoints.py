@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from omnihuman_core.checkpoint import load_safetensors
-from omnihuman_train.checkpointing import checkpoints
+from omnihuman_train.resuming import checkpoints
 
 from .curves import check_equal, rows
 from .ranks import Server

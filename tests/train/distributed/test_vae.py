@@ -8,9 +8,9 @@ import torch
 
 from omnihuman_core.checkpoint import load_safetensors
 from omnihuman_core.model_dir import load_component
-from omnihuman_train.checkpointing import checkpoints
 from omnihuman_train.data.clips import render_clips
 from omnihuman_train.recipes.vae import small
+from omnihuman_train.resuming import checkpoints
 
 from .curves import distance
 from .ranks import Server

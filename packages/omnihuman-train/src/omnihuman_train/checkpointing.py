@@ -14,21 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from omnihuman_core.checkpoint import CheckpointError, load_safetensors, save_safetensors
-from omnihuman_train.distributed.checkpoint import compare, layout, read, start_writing
+from omnihuman_core.checkpoint import CheckpointError, save_safetensors
+from omnihuman_train.distributed.checkpoint import start_writing
 from omnihuman_train.distributed.mesh import World
-from omnihuman_train.distributed.shards import fill
 from omnihuman_train.ema import Ema
 from omnihuman_train.optim import OptimizerGroup
-from omnihuman_train.optimizer_state import parameter_of, restore_state, state_of
-
-_PREFIX = "step_"
-_SHARDS = "shards"
-_ALONE = World(device=torch.device("cpu"))
+from omnihuman_train.optimizer_state import state_of
+from omnihuman_train.resuming import PREFIX, SHARDS, checkpoints, load_checkpoint, prefixed
 
 
 @dataclass(frozen=True)
@@ -75,21 +71,21 @@ class Checkpoints:
             self._save_whole(step, model, ema, optimizer)
             return
         self.finish()
-        target = self.folder / f"{_PREFIX}{step:08d}"
+        target = self.folder / f"{PREFIX}{step:08d}"
         partial = self.folder / f".partial_{target.name}"
         if self._world.main:
             shutil.rmtree(partial, ignore_errors=True)
             try:
-                (partial / _SHARDS).mkdir(parents=True)
+                (partial / SHARDS).mkdir(parents=True)
             except OSError as error:
                 raise CheckpointError(f"{target}: cannot be written ({error.strerror})") from error
         self._world.wait()
         moments, scalars = state_of(optimizer)
         numbers = {name: value.item() for name, value in moments.items() if not value.ndim}
-        tensors = _prefixed(model=model.state_dict(), ema=ema.shadow)
-        tensors |= _prefixed(optimizer={name: value for name, value in moments.items() if value.ndim})
+        tensors = prefixed(model=model.state_dict(), ema=ema.shadow)
+        tensors |= prefixed(optimizer={name: value for name, value in moments.items() if value.ndim})
         state = {"step": step, "optimizer": scalars, "numbers": numbers}
-        future = start_writing(tensors, partial / _SHARDS, self._world)
+        future = start_writing(tensors, partial / SHARDS, self._world)
         self._writing = _Writing(future, partial, target, state)
 
     def _save_whole(self, step: int, model: nn.Module, ema: Ema, optimizer: OptimizerGroup) -> None:
@@ -148,7 +144,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the checkpoints before stay whole.
     """
-    target = folder / f"{_PREFIX}{step:08d}"
+    target = folder / f"{PREFIX}{step:08d}"
     partial = folder / f".partial_{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -176,83 +172,6 @@ def _complete(partial: Path, target: Path, config: str, state: dict[str, Any]) -
 def _drop_old(folder: Path, keep: int) -> None:
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints in ``folder``, oldest first."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / "state.json").is_file())
-
-
-def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World = _ALONE) -> int:
-    """Restore a run; returns the number of steps done.
-
-    Args:
-        path: A checkpoint that one process or several have written.
-        model: Filled in place, as are the others: whole, or sharded over any number of processes.
-        ema: Its average.
-        optimizer: Its optimiser.
-        world: Processes of the run; all of them call this.
-
-    Raises:
-        ValueError: a file is broken, or the checkpoint belongs to another architecture or another optimiser.
-    """
-    try:
-        state = json.loads((path / "state.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{path / 'state.json'}: broken ({error}); delete this checkpoint and run again") from error
-    load = _load_shards if (path / _SHARDS).is_dir() else _load_whole
-    moments = load(path, model, ema, optimizer, world)
-    numbers = {name: torch.tensor(value) for name, value in state.get("numbers", {}).items()}
-    try:
-        restore_state(optimizer, {**moments, **numbers}, state["optimizer"])
-    except ValueError as error:
-        raise ValueError(f"{path}: the checkpoint is of another optimiser ({error}); use another --out") from error
-    return int(state["step"])
-
-
-def _load_whole(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:
-    """Fill model and average from whole tensors; returns those of the optimiser."""
-    weights = load_safetensors(path / "model.safetensors")
-    if world.size == 1:
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise ValueError(f"{path}: the checkpoint is of another architecture: {reason}") from error
-    else:
-        targets = model.state_dict()
-        _check_architecture(path, {name: value.shape for name, value in weights.items()}, targets)
-        for name, target in targets.items():
-            fill(target, weights[name])
-    ema.load(load_safetensors(path / "ema.safetensors"))
-    return load_safetensors(path / "optimizer.safetensors")
-
-
-def _load_shards(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:
-    """Fill model and average from shards; returns what the optimiser needs, sharded as its parameters are."""
-    found = layout(path / _SHARDS)
-    targets = _prefixed(model=model.state_dict(), ema=ema.shadow)
-    weights = {key: size for key, size in found.items() if not key.startswith("optimizer.")}
-    _check_architecture(path, weights, targets)
-    moments = {}
-    for name in (key.removeprefix("optimizer.") for key in found if key not in weights):
-        parameter = parameter_of(optimizer, name)
-        size = found[f"optimizer.{name}"]
-        # Where the state is not this optimiser's, its shape says so to the one who takes it over.
-        known = parameter is not None and parameter.shape == size
-        moments[name] = torch.zeros_like(parameter) if known and parameter is not None else torch.zeros(size)
-    read({**targets, **_prefixed(optimizer=moments)}, path / _SHARDS, world)
-    return moments
-
-
-def _check_architecture(path: Path, found: dict[str, torch.Size], targets: dict[str, Tensor]) -> None:
-    report = compare(found, targets)
-    if not report.exact:
-        raise ValueError(f"{path}: the checkpoint is of another architecture: {report}")
-
-
-def _prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value.detach() for prefix, part in parts.items() for name, value in part.items()}
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

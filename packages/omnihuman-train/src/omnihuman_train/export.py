@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from omnihuman_core.contracts.importer import ImportedComponent
+from omnihuman_core.importing import read_model_dir, write_components
 from omnihuman_core.model_dir import save_model
 from omnihuman_train.__about__ import __version__
 from omnihuman_train.config import TrainConfig
 from omnihuman_train.model import OmniModel, build
+from omnihuman_train.stage_config import PARTS, StageConfig, write_record
 
 
 def export(config: TrainConfig, model: OmniModel, vae: Any, folder: Path) -> None:
@@ -31,3 +39,49 @@ def export(config: TrainConfig, model: OmniModel, vae: Any, folder: Path) -> Non
         extractor = build("feature_extractor", plugin_name, config.preset)
         components[f"{name}_extractor"] = (plugin_name, extractor)
     save_model(folder, name=config.name, version=__version__, generation=config.generation, components=components)
+
+
+def export_stage(config: StageConfig, weights: Mapping[str, Tensor], directory: Path) -> None:
+    """Write a model directory in bf16: what was trained, and the other components of ``start`` and ``vae``.
+
+    Args:
+        config: The stage.
+        weights: State of the trained :class:`~omnihuman_train.model.OmniModel`, whole.
+        directory: Made, or replaced.
+    """
+    trained = [_part(config, name, weights) for name in PARTS]
+    skeleton = config.model.pose_extractor
+    settings = skeleton.resolve("feature_extractor")
+    parts = {part.component: part for part in trained}
+    parts["pose_extractor"] = ImportedComponent(component="pose_extractor", plugin=skeleton.plugin, config=settings)
+    for source in (config.vae, config.start):
+        for part in read_model_dir(source) if source is not None else []:
+            # Of the VAE's directory, the VAE alone.
+            if part.component not in parts and (part.component == "vae" or source == config.start):
+                parts[part.component] = part
+    staged = directory.with_name(f".{directory.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    write_components(
+        staged,
+        [*parts.values()],
+        name=config.name,
+        version=__version__,
+        generation=config.generation,
+        dtype=torch.bfloat16,
+    )
+    write_record(staged, config.stages)
+    shutil.rmtree(directory, ignore_errors=True)
+    staged.rename(directory)
+
+
+def _part(config: StageConfig, name: str, weights: Mapping[str, Tensor]) -> ImportedComponent:
+    kind, chosen = config.model.component(name)
+    state = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from state.items()
+
+    like = {key: value.to("meta") for key, value in state.items()}
+    return ImportedComponent(
+        component=name, plugin=chosen.plugin, config=chosen.resolve(kind), like=like, tensors=tensors
+    )

@@ -148,8 +148,8 @@ class StageConfig:
         name = self.stage.name
         if self.stage.pictures:
             raise ValueError(
-                f"stages: pictures of {name!r} is for runs on drawn characters; to train on first frames alone leave it "
-                f"out and set segment.latent_frames=1, segment.motion_latents=0, segment.continuing_ratio=0"
+                f"stages: pictures of {name!r} is for runs on drawn characters; to train on first frames alone leave "
+                f"it out and set segment.latent_frames=1, segment.motion_latents=0, segment.continuing_ratio=0"
             )
         if self.stage.batch_size not in (None, self.run.batch_size):
             raise ValueError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,20 @@ from torch import Tensor, nn
 
 from omnihuman_core.config import to_toml
 from omnihuman_core.contracts import LossOutput
-from omnihuman_core.contracts.importer import ImportedComponent
-from omnihuman_core.importing import read_model_dir, write_components
 from omnihuman_core.model_dir import load_component, read_index
 from omnihuman_core.ops.attention_choice import choose_ops
-from omnihuman_train.__about__ import __version__
 from omnihuman_train.data.stream import FlowStream
 from omnihuman_train.distributed.activation_checkpoint import checkpoint_blocks
 from omnihuman_train.distributed.compile import compile_blocks
 from omnihuman_train.distributed.fsdp import first_builds
 from omnihuman_train.distributed.mesh import World, join, leave
+from omnihuman_train.export import export_stage
 from omnihuman_train.flops import training_flops
 from omnihuman_train.lora import add_lora, merged_state
 from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.runs import check_device
-from omnihuman_train.stage_config import PARTS, StageConfig, check_start, write_record
+from omnihuman_train.stage_config import PARTS, StageConfig, check_start
 from omnihuman_train.trainer import fit
 from omnihuman_train.watch import watchers
 from omnihuman_train.watch_guard import LossGuard
@@ -218,49 +215,3 @@ def _watchers(
             )
         )
     return found
-
-
-def export_stage(config: StageConfig, weights: Mapping[str, Tensor], directory: Path) -> None:
-    """Write a model directory in bf16: what was trained, and the other components of ``start`` and ``vae``.
-
-    Args:
-        config: The stage.
-        weights: State of the trained :class:`~omnihuman_train.model.OmniModel`, whole.
-        directory: Made, or replaced.
-    """
-    trained = [_part(config, name, weights) for name in PARTS]
-    skeleton = config.model.pose_extractor
-    settings = skeleton.resolve("feature_extractor")
-    parts = {part.component: part for part in trained}
-    parts["pose_extractor"] = ImportedComponent(component="pose_extractor", plugin=skeleton.plugin, config=settings)
-    for source in (config.vae, config.start):
-        for part in read_model_dir(source) if source is not None else []:
-            # Of the VAE's directory, the VAE alone.
-            if part.component not in parts and (part.component == "vae" or source == config.start):
-                parts[part.component] = part
-    staged = directory.with_name(f".{directory.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    write_components(
-        staged,
-        [*parts.values()],
-        name=config.name,
-        version=__version__,
-        generation=config.generation,
-        dtype=torch.bfloat16,
-    )
-    write_record(staged, config.stages)
-    shutil.rmtree(directory, ignore_errors=True)
-    staged.rename(directory)
-
-
-def _part(config: StageConfig, name: str, weights: Mapping[str, Tensor]) -> ImportedComponent:
-    kind, chosen = config.model.component(name)
-    state = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        yield from state.items()
-
-    like = {key: value.to("meta") for key, value in state.items()}
-    return ImportedComponent(
-        component=name, plugin=chosen.plugin, config=chosen.resolve(kind), like=like, tensors=tensors
-    )
