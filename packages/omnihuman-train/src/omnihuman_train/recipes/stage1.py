@@ -77,7 +77,8 @@ def hunyuan_video() -> StageConfig:
 def small() -> StageConfig:
     """The 0.2B backbone at 256 x 256 pixels and two seconds, from random weights, on one GPU.
 
-    There is no text-to-video model to start from, so this stage is longer than the others.
+    There is no text-to-video model to start from, so this stage is longer than the others. The VAE is what
+    :func:`omnihuman_train.recipes.vae.base` leaves in ``runs/vae``.
     """
     width, pose_channels = 512, 32
     text = {"token_dim": width, "pooled_dim": width, "hidden_dim": width, "max_words": 48}
@@ -92,7 +93,7 @@ def small() -> StageConfig:
             pose_encoder=ComponentConfig(plugin="pose_guider", preset="tiny", changes={"out_channels": pose_channels}),
             pose_extractor=ComponentConfig(plugin="skeleton", preset="full"),
         ),
-        vae="models/vae_base",
+        vae="runs/vae/model",
         data="data/omni_256p",
         stream=StreamConfig(batch=BatchConfig(batch_size=64, multiple=64)),
         stages=stages,
