@@ -99,9 +99,9 @@ class PublicVideoVAE(nn.Module, ABC):
     def encode_tiled(self, video: Tensor, tile_size: int, *, generator: Generator | None = None) -> Tensor:
         """Encode a whole clip tile after tile, each a stream; the counterpart of :meth:`decode_tiled`.
 
-        Beside one tile, the clip is held behind each stage of the encoder: with two levels to a stage and the widths of
-        the published models, 8 values a pixel behind the first. Equal to :meth:`encode` where norms see one position at
-        a time. Noise is drawn for the whole clip.
+        Equal to :meth:`encode` where norms see one position at a time; noise is drawn for the whole clip. Beside one
+        tile there is the whole clip behind each stage of the encoder: 6 (Wan) or 8 (HunyuanVideo) values a pixel in the
+        published models.
 
         Args:
             video: ``(B, 3, T, H, W)`` in [-1, 1].
