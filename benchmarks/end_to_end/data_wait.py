@@ -1,0 +1,91 @@
+"""How long a step of the recipe ``stage1:small`` waits for its data: the recipe itself, on clips of random numbers.
+
+    python benchmarks/end_to_end/data_wait.py [--batch 2] [--steps 4] [--save]
+
+The share of the steps' time is the trainer's own measure, ``speed/data_wait``. On a CPU a batch of the recipe's 64
+samples takes an hour, so that a smaller one is run; beside it stands how long the stream takes to read and stack a
+whole batch, which is done while the step before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import report
+import torch
+from loader import SPEC, data_set, states
+from safetensors.torch import save
+
+from omnihuman_train.data.manifest import Bucket
+from omnihuman_train.data.plan import BatchConfig
+from omnihuman_train.data.shards import STATES
+from omnihuman_train.data.stream import FlowStream
+from omnihuman_train.recipes import stage1
+from omnihuman_train.stage_config import shortened
+from omnihuman_train.stage_run import run_stage
+from omnihuman_train.watch import WatchConfig
+
+BUCKET, SAMPLES = Bucket(49, 256, 256), 128
+WORDS, BYTES = 48, 12
+
+
+def main() -> int:
+    """Measure and print one row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        row = measure(Path(folder), arguments.batch, arguments.steps)
+    report.show("Data of the small recipe", [row])
+    if arguments.save:
+        report.save("data_wait", [row])
+    return 0
+
+
+def measure(folder: Path, batch: int, steps: int) -> dict[str, Any]:
+    """Share of the steps' time that is spent waiting, and seconds that a whole batch takes to read."""
+    recipe = stage1.small()
+    write_data(folder / "data")
+    config = shortened(
+        replace(
+            recipe,
+            vae=None,
+            data=str(folder / "data"),
+            stream=replace(recipe.stream, batch=BatchConfig(batch_size=batch, multiple=batch), threads=1),
+            run=replace(recipe.run, batch_size=batch, device="cpu", precision="fp32"),
+            watch=WatchConfig(every=steps),
+        ),
+        steps,
+    )
+    run_stage(config, folder / "run")
+    (row,) = (json.loads(line) for line in (folder / "run" / "watch.jsonl").read_text().splitlines())
+    whole = replace(config.stream, batch=recipe.stream.batch)
+    stream = FlowStream(folder / "data", whole, recipe.segment, recipe.stages, seed=0, pose_extractor=None)
+    seconds = report.in_turns({"read": lambda: stream.read(0)}, 5)["read"]
+    return {
+        "batch": batch,
+        "step, s": row["speed/step_seconds"],
+        "share waited": row["speed/data_wait"],
+        f"read {recipe.run.batch_size} samples, s": report.median(seconds),
+    }
+
+
+def write_data(folder: Path) -> None:
+    """Encoded clips of random numbers in the shapes that the recipe takes."""
+    members = states(BUCKET, (4, 768), (WORDS, BYTES))
+    words = torch.randint(1, 256, (WORDS, BYTES))
+    members["text.safetensors"] = save({"values": words, "mask": torch.ones(WORDS, dtype=torch.bool)})
+    data_set(folder, STATES, BUCKET, SAMPLES, lambda _: members, {"latent_spec": SPEC, "text_length": WORDS})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
