@@ -318,6 +318,18 @@ def test_diffusers_is_a_peer_where_it_is_installed(check, dit):
     assert [t["against"] for t in row["targets"]] == ["diffusers default", "diffusers best"]
 
 
+@pytest.mark.parametrize("best", [False, True])
+def test_diffusers_computes_what_we_do(dit, monkeypatch, best):
+    """In float32, so that a step left out on either side shows."""
+    pytest.importorskip("diffusers")
+    import dit as module
+
+    monkeypatch.setattr(module, "public_model", lambda best, make=module.public_model: make(best).float())
+    (latents,) = dit.make()
+    mine = module.own(latents, "eager")
+    torch.testing.assert_close(module.public(latents, best), mine, rtol=1e-4, atol=1e-5)
+
+
 def test_without_diffusers_the_model_is_still_measured(check, dit, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     row = check[0].measure(dit, "forward", 1e12)
