@@ -48,6 +48,7 @@ class Compiled:
     spilled: int
     shared: int
     warps: int
+    ttir: str
     ptx: str
     sass: str
 
@@ -86,15 +87,18 @@ def _specialise(value: Any, path: tuple[int, ...], constants: dict, attributes: 
         return "fp32"
     if value % 16 == 0:
         attributes[path] = [["tt.divisibility", 16]]
+    return _width(value)
+
+
+def _width(value: int) -> str:
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def compile_for(launched: Launched, arch: int) -> Compiled:
-    """Compile a recorded launch for compute capability ``arch / 10``."""
+def source_of(launched: Launched) -> ASTSource:
+    """What the launcher would hand to the compiler: a kernel, the types of its arguments and what is known of them."""
     fn = launched.kernel
     names = fn.arg_names
     keywords = {k: v for k, v in launched.options.items() if k in names}
-    options = {k: v for k, v in launched.options.items() if k not in names}
     values = dict(zip(names, launched.args, strict=False)) | keywords
     assert set(values) == set(names), set(names) ^ set(values)
     constants: dict[tuple[int, ...], Any] = {}
@@ -104,9 +108,17 @@ def compile_for(launched: Launched, arch: int) -> Compiled:
         if fn.params[index].is_constexpr:
             constants[(index,)] = values[name]
             signature[name] = "constexpr"
+        elif fn.params[index].do_not_specialize and isinstance(values[name], int):
+            signature[name] = _width(values[name])
         else:
             signature[name] = _specialise(values[name], (index,), constants, attributes)
-    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
+    return ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compile_for(launched: Launched, arch: int) -> Compiled:
+    """Compile a recorded launch for compute capability ``arch / 10``."""
+    source = source_of(launched)
+    options = {k: v for k, v in launched.options.items() if k not in launched.kernel.arg_names}
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -121,9 +133,33 @@ def compile_for(launched: Launched, arch: int) -> Compiled:
         spilled=numbers["STACK"] + numbers["LOCAL"],
         shared=built.metadata.shared,
         warps=built.metadata.num_warps,
+        ttir=built.asm["ttir"],
         ptx=built.asm["ptx"],
         sass=sass,
     )
+
+
+_DEFINITION = re.compile(r"^\s*(%\w+) = (tt\.\w+|arith\.\w+) ?(.*?)(?: : (.*?))?(?: loc\(.*)?$", re.MULTILINE)
+_PASSED_ON = {"tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans", "arith.addi"}
+
+
+def narrow_products(ttir: str) -> list[str]:
+    """Products of two numbers known at run time alone that reach an address in 32 bits, where they may overflow."""
+    defined = {name: (op, re.findall(r"%\w+", rest), kind or "") for name, op, rest, kind in _DEFINITION.findall(ttir)}
+
+    def constant(name: str) -> bool:
+        op, operands, _ = defined.get(name, ("", [], ""))
+        return op == "arith.constant" or (op in _PASSED_ON and all(constant(x) for x in operands))
+
+    def products(name: str) -> list[str]:
+        op, operands, _ = defined.get(name, ("", [], ""))
+        if op == "arith.muli" and not any(constant(x) for x in operands):
+            return [name]
+        return [found for x in operands for found in products(x)] if op in {*_PASSED_ON, "arith.muli"} else []
+
+    addresses = [(operands[1], kind) for op, operands, kind in defined.values() if op == "tt.addptr"]
+    assert addresses
+    return [found for offset, kind in addresses if re.search(r"\bi32>?$|xi32>?$", kind) for found in products(offset)]
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

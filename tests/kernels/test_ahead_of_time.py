@@ -12,7 +12,7 @@ from omnihuman_kernels import (
     rms_norm_silu,
 )
 from omnihuman_kernels.joint_attention import op as joint_attention
-from tests.kernels.compiling import SHARED_LIMIT, compile_for, meta, record
+from tests.kernels.compiling import SHARED_LIMIT, compile_for, meta, narrow_products, record, source_of
 
 # 832 x 480 pixels, 5 s: 33 latent frames of 1560 tokens and 256 words. Two segments, then the words.
 LENGTH, WIDTH, HEADS = 51736, 3072, 24
@@ -87,6 +87,7 @@ def assert_fits(name, kernel, arch, registers=255):
     assert kernel.spilled == 0, f"{name} spills {kernel.spilled} bytes"
     assert kernel.shared <= SHARED_LIMIT[arch], f"{name} wants {kernel.shared} bytes of shared memory"
     assert kernel.registers <= registers, f"{name} uses {kernel.registers} registers"
+    assert not narrow_products(kernel.ttir), f"{name} computes addresses in 32 bits"
 
 
 # Two programs of four warps, or one of eight with room for a second, fit a multiprocessor below these.
@@ -153,3 +154,94 @@ def test_attention_elsewhere(monkeypatch, head_dim):
         # So that it also runs on GPUs with 100 KiB.
         assert kernel.shared <= 101_376, name
         assert kernel.count("HMMA"), name
+
+
+EVERYTHING = [_segments, frame_cross_attention, gated_residual, modulated_norm, qk_norm_rope, rms_norm_silu]
+EVERYTHING.append(joint_attention)
+
+
+def run_everything(length, heads, head_dim, dtype=torch.bfloat16):
+    """Every kernel once, for one sample with a sequence of ``length`` tokens, the first a segment of its own."""
+    ends = [1, length - 1] if length > 1 else [1]
+    x, a = meta(1, length, heads * head_dim, dtype=dtype), meta(1, len(ends), heads * head_dim, dtype=dtype)
+    stat = float32(1, length)
+    gated_residual._forward._init_fn(x, x, a, ends)
+    gated_residual._backward._init_fn(x, x, a, ends)
+    modulated_norm._forward._init_fn(x, a, a, ends, EPS)
+    modulated_norm._residual_backward._init_fn(x, x, x, x, a, a, a, stat, stat, ends)
+    q = x.unflatten(-1, (heads, head_dim))
+    weights, table, rstd = [meta(head_dim) for _ in ends], float32(length, head_dim // 2), float32(1, length, heads)
+    qk_norm_rope._forward._init_fn(q, q, weights, weights, table, table, ends, EPS)
+    qk_norm_rope._backward._init_fn(q, q, q, q, weights, weights, table, table, rstd, rstd, ends)
+    frame_cross_attention._forward._init_fn(q[None], q[None, :, :1], q[None, :, :1], weights[0], EPS)
+    frame_cross_attention._backward._init_fn(q[None], q[None], q[None, :, :1], q[None, :, :1], weights[0], EPS)
+    sizes = (None, None, None, length, length)
+    joint_attention._forward._init_fn(q, q, q, *sizes)
+    joint_attention._backward._init_fn(q, q, float32(1, heads, length), q, q, q, *sizes)
+
+
+def test_sizes_of_one_compile(monkeypatch):
+    """The launcher hands a one to the compiler as a constant, which the interpreter does not; a still of one token."""
+
+    def ones():
+        run_everything(1, 1, 16)
+        video = meta(1, 1, 1, 1, 1)
+        rms_norm_silu._forward._init_fn(video, meta(1), None, 0, EPS)
+        rms_norm_silu._backward._init_fn(video, video, meta(1), 0, EPS)
+
+    for launched in record(monkeypatch, EVERYTHING, 90, ones):
+        assert_fits(label(launched), compile_for(launched, 90), 90)
+
+
+def test_one_binary_serves_all_lengths(monkeypatch):
+    """Prompts and clips differ in length from call to call, and a compilation takes seconds."""
+    first, second, aligned = (
+        record(monkeypatch, EVERYTHING, 90, lambda n=length: run_everything(n, 4, 64)) for length in (4099, 4113, 8208)
+    )
+    assert len(first) == len(second) == len(aligned)
+    for a, b, c in zip(first, second, aligned, strict=True):
+        assert source_of(a).hash() == source_of(b).hash(), label(a)
+        # Where segments end is a tuple, whose multiples of 16 the launcher always notes.
+        if not any(isinstance(x, tuple) for x in a.args):
+            assert source_of(a).hash() == source_of(c).hash(), label(a)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_float32_and_many_audio_tokens_fit(monkeypatch, arch):
+    def run():
+        for dtype, keys in (
+            (torch.float32, frame_cross_attention.MOST_KEYS_FLOAT32),
+            (torch.bfloat16, frame_cross_attention.MOST_KEYS),
+        ):
+            q, k = meta(1, 2, 1560, HEADS, 128, dtype=dtype), meta(1, 2, keys, HEADS, 128, dtype=dtype)
+            frame_cross_attention._forward._init_fn(q, k, k, meta(128), EPS)
+            frame_cross_attention._backward._init_fn(q, q, k, k, meta(128), EPS)
+        q = meta(1, LENGTH, HEADS, 128, dtype=torch.float32)
+        joint_attention._forward._init_fn(q, q, q, None, None, None, LENGTH, LENGTH)
+        joint_attention._backward._init_fn(q, q, float32(1, HEADS, LENGTH), q, q, q, None, None, None, LENGTH, LENGTH)
+
+    for launched in record(monkeypatch, [frame_cross_attention, joint_attention], arch, run):
+        kernel = compile_for(launched, arch)
+        assert kernel.shared <= SHARED_LIMIT[arch]
+        # The backward of audio attention spills at these sizes, and that of attention four numbers on Hopper.
+        if "frame" not in launched.kernel.__module__ or launched.kernel.__name__ == "forward_kernel":
+            assert kernel.spilled <= 16, label(launched)
+
+
+@pytest.mark.parametrize("change", ["strides", "base", "broadcast"])
+def test_operands_that_descriptors_cannot_address_are_copied(monkeypatch, change):
+    whole = torch.zeros(1, 5, 2, 72, dtype=torch.bfloat16)
+    good = whole[..., :64]
+    bad = {
+        "strides": torch.zeros(1, 5, 2, 65, dtype=torch.bfloat16)[..., :64],
+        "base": whole[..., 1:65],
+        "broadcast": good[:, :1].expand(1, 5, 2, 64),
+    }[change]
+    call = (None, None, None, 5, 5)
+    for arch, copied in ((90, True), (80, False)):
+        run = lambda: joint_attention._forward._init_fn(bad, good, good, *call)  # noqa: E731
+        (launched,) = record(monkeypatch, [joint_attention], arch, run)
+        assert launched.options["TMA"] == copied
+        assert (launched.args[0] is not bad) == copied
+        assert launched.args[1] is good
+        assert launched.args[0].is_contiguous() == copied

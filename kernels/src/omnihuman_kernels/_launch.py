@@ -22,6 +22,16 @@ Architecture = Literal["hopper", "blackwell", "plain", "interpreter"]
 # Block counts that fill any current GPU a few times over, for kernels that loop over rows.
 PERSISTENT_PROGRAMS = 1024
 
+# Arguments that change with every clip and prompt. Kernels are not specialised on them: one binary serves all lengths,
+# and it is the one that the tests compiled.
+LENGTHS = (
+    "length", "num_rows", "num_tiles", "num_chunks", "num_queries", "len_q", "len_k",
+    "lse_stride_b", "lse_stride_n", "mask_stride_b",
+)  # fmt: skip
+
+# Programs along the second and the third axis of a grid, at most.
+MOST_PROGRAMS = 65_535
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -44,8 +54,7 @@ class Tile:
     warp_specialize: bool = False
 
 
-_SMALL = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1)
-_SMALL_TMA = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1, tma=True, warp_specialize=True)
+INTERPRETED_TILE = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1, tma=True, warp_specialize=True)
 
 
 def interpreting() -> bool:
@@ -76,14 +85,15 @@ def architecture(x: Tensor) -> Architecture:
     return known.get(_capability(x.device.index or 0), "plain")
 
 
-def describable(*tensors: Tensor) -> bool:
-    """Whether descriptors can address rows of ``tensors``: base and strides 16-byte aligned, last stride one."""
-    return all(
-        x.stride(-1) == 1
-        and x.data_ptr() % 16 == 0
-        and all(stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
-        for x in tensors
-    )
+def described(x: Tensor) -> Tensor:
+    """``x`` itself if descriptors can address its rows, else a contiguous copy, which costs less than other loads.
+
+    They need a base and strides in whole 16 bytes, strides that are not zero, and a contiguous last dimension.
+    """
+    strides = [stride * x.element_size() for stride in x.stride()[:-1]]
+    if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride > 0 and stride % 16 == 0 for stride in strides):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def unit_stride(x: Tensor) -> Tensor:
@@ -101,6 +111,8 @@ def launch(
 ) -> None:
     """Run ``kernel`` on the device of ``tensor``.
 
+    A CUDA graph may capture it: scratch memory comes from torch's allocator, and nothing waits for the device.
+
     Args:
         kernel: A ``triton.jit`` function.
         grid: Number of programs along each axis; an empty grid launches nothing.
@@ -108,9 +120,14 @@ def launch(
         args: Positional arguments of the kernel.
         descriptors: The kernel builds descriptors on the device, which need scratch memory.
         options: Constants of the kernel and compile options.
+
+    Raises:
+        ValueError: The grid is larger than a GPU takes.
     """
     if 0 in grid:
         return
+    if max(grid[1:], default=0) > MOST_PROGRAMS:
+        raise ValueError(f"the batch must fit a grid of {MOST_PROGRAMS} programs along two axes; got {grid}: split it")
     on_device: AbstractContextManager[Any] = nullcontext()
     if tensor.device.type == "cuda":
         on_device = torch.cuda.device(tensor.device)
@@ -122,42 +139,39 @@ def launch(
         kernel[grid](*args, **options)
 
 
-def attention_tile(kind: str, head_dim: int, x: Tensor, *, describe: bool) -> Tile:
-    """Tile of an attention kernel for the device and type of ``x``.
+def attention_tile(kind: str, x: Tensor) -> Tile:
+    """Tile of an attention kernel.
 
     Args:
         kind: A key of :data:`ATTENTION_TILES`.
-        head_dim: 16, 32, 64 or 128.
-        x: Query, for its device and type.
-        describe: Descriptors can address the operands.
-
-    Returns:
-        The tile of ``x``'s architecture; that of the plain path if descriptors cannot be used or ``x`` is float32.
+        x: Query, for its device, type and head dim.
     """
     row = architecture(x)
     if row == "interpreter":
-        return _SMALL_TMA if describe else _SMALL
+        return INTERPRETED_TILE
     if x.dtype == torch.float32:
-        return FLOAT32_TILE
-    return ATTENTION_TILES[kind][row if describe else "plain"][max(head_dim, 32)]
+        return FLOAT32_TILES[kind]
+    return ATTENTION_TILES[kind][row][max(x.shape[-1], 32)]
 
 
-def one_pass(x: Tensor, *, describe: bool) -> bool:
+def one_pass(x: Tensor) -> bool:
     """Whether attention's backward adds up dq in memory, in no fixed order, and so needs one pass only.
 
     Args:
         x: Query, for its device, type and head dim.
-        describe: Descriptors can address the operands.
     """
     if torch.are_deterministic_algorithms_enabled():
         return False
     row = architecture(x)
     tiles = ATTENTION_TILES["backward"].get(row, {})
-    return row == "interpreter" or (describe and x.dtype != torch.float32 and max(x.shape[-1], 32) in tiles)
+    return row == "interpreter" or (x.dtype != torch.float32 and max(x.shape[-1], 32) in tiles)
 
 
-# Full-precision products run on the plain cores; small tiles keep them within the registers.
-FLOAT32_TILE = Tile(block_m=32, block_n=32, num_warps=4, num_stages=1)
+# Full-precision products run on the plain cores; small tiles and many warps keep them within the registers.
+FLOAT32_TILES = {
+    kind: Tile(block_m=32, block_n=32, num_warps=16 if kind.startswith("backward") else 8, num_stages=1)
+    for kind in ("forward", "forward_masked", "backward_q", "backward_kv")
+}
 
 
 def _same(tile: Tile, head_dims: tuple[int, ...] = (32, 64)) -> dict[int, Tile]:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import PERSISTENT_PROGRAMS, launch
+from omnihuman_kernels._launch import LENGTHS, PERSISTENT_PROGRAMS, launch
 
 FORWARD_ROWS = 4
 MOST_BACKWARD_ROWS = 64
@@ -27,7 +27,7 @@ PER_WARP = 512
 
 @triton.jit
 def chunk_rows(chunk, ends, ROWS: tl.constexpr):
-    """Segment of a chunk, its first row and the row after its last. ``ends`` are the rows at which segments end."""
+    """Segment of a chunk (64 bits), its first row and the one after its last; ``ends``: rows where segments end."""
     segment = 0
     first = 0
     last = 0
@@ -43,10 +43,10 @@ def chunk_rows(chunk, ends, ROWS: tl.constexpr):
         last = tl.where(inside, tl.minimum(start + ROWS, end), last)
         before += count
         begin = end
-    return segment, first, last
+    return segment.to(tl.int64), first, last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def sum_kernel(
     partial_ptr, total_ptr, ends, num_chunks, num_segments, width,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,

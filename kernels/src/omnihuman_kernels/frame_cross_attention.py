@@ -25,17 +25,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import interpreting, launch, require_device, unit_stride
+from omnihuman_kernels._launch import LENGTHS, interpreting, launch, require_device, unit_stride
 
-# Audio tokens of a frame that fit one tile.
-MOST_KEYS = 128
+# Audio tokens of a frame that fit one tile, in 2-byte numbers and in float32.
+MOST_KEYS, MOST_KEYS_FLOAT32 = 128, 64
 
 # Query tiles that a forward program streams past its keys.
 TILES_A_PROGRAM = 8
 
-# Queries of a tile and warps that share it: the largest that spill no registers at head dim 128.
-FORWARD = (64, 4)
-BACKWARD = (32, 8)
+# Queries of a tile and warps that share it: the largest that spill no registers at head dim 128 and 64 keys. Backward
+# holds fewer next to more keys. Full-precision products take their operands from registers.
+FORWARD, FORWARD_FLOAT32 = (64, 4), (16, 8)
+BACKWARD, BACKWARD_MANY_KEYS, BACKWARD_FLOAT32 = (32, 8), (16, 8), (16, 16)
 
 LOG2_E = 1.4426950408889634
 
@@ -53,7 +54,7 @@ def _weights(scores, scale_log2, num_keys, KEYS: tl.constexpr):
     return weights / tl.sum(weights, axis=1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, weight_ptr, out_ptr,
     q_stride_b, q_stride_t, q_stride_p, q_stride_n,
@@ -63,16 +64,17 @@ def forward_kernel(
     UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One frame, one head, several query tiles."""
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     batch = (tl.program_id(2) // frames).to(tl.int64)
     frame = (tl.program_id(2) % frames).to(tl.int64)
     dims = tl.arange(0, HEAD_DIM)
     keys = tl.arange(0, KEYS)
+    wide_keys = keys.to(tl.int64)[:, None]
     heard = (keys < num_keys)[:, None]
     k_start = k_ptr + batch * k_stride_b + frame * k_stride_t + head * k_stride_n
     v_start = v_ptr + batch * v_stride_b + frame * v_stride_t + head * v_stride_n
-    k = tl.load(k_start + keys[:, None] * k_stride_a + dims[None, :], mask=heard, other=0.0)
-    v = tl.load(v_start + keys[:, None] * v_stride_a + dims[None, :], mask=heard, other=0.0)
+    k = tl.load(k_start + wide_keys * k_stride_a + dims[None, :], mask=heard, other=0.0)
+    v = tl.load(v_start + wide_keys * v_stride_a + dims[None, :], mask=heard, other=0.0)
     if UPCAST:
         k = k.to(tl.float32)
         v = v.to(tl.float32)
@@ -91,7 +93,7 @@ def forward_kernel(
         tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=valid[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def backward_kernel(
     do_ptr, q_ptr, k_ptr, v_ptr, weight_ptr, dq_ptr, dk_ptr, dv_ptr, dweight_ptr,
     do_stride_b, do_stride_t, do_stride_p, do_stride_n, q_stride_b, q_stride_t, q_stride_p, q_stride_n,
@@ -100,16 +102,17 @@ def backward_kernel(
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD_DIM: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One frame, one head, all queries; dk and dv stay in registers."""
-    head = tl.program_id(0)
+    head = tl.program_id(0).to(tl.int64)
     batch = (tl.program_id(1) // frames).to(tl.int64)
     frame = (tl.program_id(1) % frames).to(tl.int64)
     dims = tl.arange(0, HEAD_DIM)
     keys = tl.arange(0, KEYS)
+    wide_keys = keys.to(tl.int64)[:, None]
     heard = (keys < num_keys)[:, None]
     k_start = k_ptr + batch * k_stride_b + frame * k_stride_t + head * k_stride_n
     v_start = v_ptr + batch * v_stride_b + frame * v_stride_t + head * v_stride_n
-    k = tl.load(k_start + keys[:, None] * k_stride_a + dims[None, :], mask=heard, other=0.0)
-    v = tl.load(v_start + keys[:, None] * v_stride_a + dims[None, :], mask=heard, other=0.0)
+    k = tl.load(k_start + wide_keys * k_stride_a + dims[None, :], mask=heard, other=0.0)
+    v = tl.load(v_start + wide_keys * v_stride_a + dims[None, :], mask=heard, other=0.0)
     if UPCAST:
         k = k.to(tl.float32)
         v = v.to(tl.float32)
@@ -143,7 +146,7 @@ def backward_kernel(
         dq_at = dq_start + wide * num_heads * HEAD_DIM + dims[None, :]
         tl.store(dq_at, dq.to(dq_ptr.dtype.element_ty), mask=valid[:, None])
     item = (batch * frames + frame) * num_keys
-    at = ((item + keys.to(tl.int64))[:, None] * num_heads + head) * HEAD_DIM + dims[None, :]
+    at = ((item + wide_keys) * num_heads + head) * HEAD_DIM + dims[None, :]
     tl.store(dk_ptr + at, dk.to(dk_ptr.dtype.element_ty), mask=heard)
     tl.store(dv_ptr + at, dv.to(dv_ptr.dtype.element_ty), mask=heard)
     # One row a program and a sum afterwards: the same bits on every run, which atomics would not give.
@@ -160,13 +163,20 @@ def _check(q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor) -> None:
         raise ValueError(f"q, k and v must have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
     if q.shape[4] not in (16, 32, 64, 128):
         raise ValueError(f"head dim must be 16, 32, 64 or 128; got {q.shape[4]}")
-    if not 1 <= k.shape[2] <= MOST_KEYS:
-        raise ValueError(f"a frame must have 1 to {MOST_KEYS} audio tokens; got {k.shape[2]}")
+    most = MOST_KEYS_FLOAT32 if q.dtype == torch.float32 else MOST_KEYS
+    if not 1 <= k.shape[2] <= most:
+        raise ValueError(f"a frame must have 1 to {most} audio tokens in {q.dtype}; got {k.shape[2]}")
     if q_weight.shape != (q.shape[4],):
         raise ValueError(f"q_weight must have shape ({q.shape[4]},); got {tuple(q_weight.shape)}")
 
 
-def _options(q: Tensor, k: Tensor, queries: int, num_warps: int) -> dict[str, Any]:
+def _options(q: Tensor, k: Tensor, *, backward: bool) -> dict[str, Any]:
+    if q.dtype == torch.float32:
+        queries, num_warps = BACKWARD_FLOAT32 if backward else FORWARD_FLOAT32
+    elif backward:
+        queries, num_warps = BACKWARD if k.shape[2] <= 64 else BACKWARD_MANY_KEYS
+    else:
+        queries, num_warps = FORWARD
     return {
         "QUERIES": 16 if interpreting() else queries,
         "KEYS": max(16, triton.next_power_of_2(k.shape[2])),
@@ -181,10 +191,10 @@ def _options(q: Tensor, k: Tensor, queries: int, num_warps: int) -> dict[str, An
 @torch.library.custom_op("omnihuman::frame_cross_attention", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, eps: float) -> Tensor:
     require_device(q)
-    q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
+    q, k, v, q_weight = (unit_stride(x) for x in (q, k, v, q_weight))
     batch, frames, queries, heads, head_dim = q.shape
     out = q.new_empty(q.shape)
-    options = _options(q, k, *FORWARD)
+    options = _options(q, k, backward=False)
     programs = triton.cdiv(queries, options["QUERIES"] * TILES_A_PROGRAM)
     launch(
         forward_kernel, (programs, heads, batch * frames), q,
@@ -204,14 +214,15 @@ def _backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     require_device(q)
-    do, q, k, v = unit_stride(do), unit_stride(q), unit_stride(k), unit_stride(v)
+    do, q, k, v, q_weight = (unit_stride(x) for x in (do, q, k, v, q_weight))
     batch, frames, queries, heads, head_dim = q.shape
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     dweight = q.new_empty((batch * frames * heads, head_dim), dtype=torch.float32)
     launch(
         backward_kernel, (heads, batch * frames), q,
         do, q, k, v, q_weight, dq, dk, dv, dweight, *do.stride()[:4], *q.stride()[:4], *k.stride()[:4], *v.stride()[:4],
-        frames, queries, k.shape[2], heads, head_dim**-0.5, head_dim**-0.5 * LOG2_E, eps, **_options(q, k, *BACKWARD),
+        frames, queries, k.shape[2], heads, head_dim**-0.5, head_dim**-0.5 * LOG2_E, eps,
+        **_options(q, k, backward=True),
     )  # fmt: skip
     return dq, dk, dv, dweight.sum(0).to(q_weight.dtype)
 
@@ -240,7 +251,7 @@ def frame_cross_attention(q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, *, 
 
     Args:
         q: ``(B, t, P, N, K)``, raw, K one of 16, 32, 64, 128.
-        k: ``(B, t, A, N, K)``, already normalised, A at most :data:`MOST_KEYS`.
+        k: ``(B, t, A, N, K)``, already normalised, A at most :data:`MOST_KEYS`, in float32 :data:`MOST_KEYS_FLOAT32`.
         v: ``(B, t, A, N, K)``.
         q_weight: ``(K,)``.
         eps: Added to the mean square of q, positive.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import launch, require_device, unit_stride
+from omnihuman_kernels._launch import LENGTHS, launch, require_device, unit_stride
 from omnihuman_kernels._segments import (
     FORWARD_ROWS,
     backward_rows,
@@ -28,7 +28,7 @@ from omnihuman_kernels._segments import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def forward_kernel(
     residual_ptr, x_ptr, gate_ptr, y_ptr,
     r_stride_b, r_stride_l, x_stride_b, x_stride_l, g_stride_b, g_stride_s,
@@ -49,7 +49,7 @@ def forward_kernel(
         tl.store(y_ptr + (batch * length + wide) * width + dims, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def backward_kernel(
     dy_ptr, x_ptr, gate_ptr, dx_ptr, partial_ptr,
     dy_stride_b, dy_stride_l, x_stride_b, x_stride_l, g_stride_b, g_stride_s,

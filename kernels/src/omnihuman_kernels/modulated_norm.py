@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import launch, require_device, unit_stride
+from omnihuman_kernels._launch import LENGTHS, launch, require_device, unit_stride
 from omnihuman_kernels._segments import (
     FORWARD_ROWS,
     backward_rows,
@@ -37,7 +37,7 @@ from omnihuman_kernels._segments import (
 PREFETCH = 3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def forward_kernel(
     residual_ptr, x_ptr, gate_ptr, shift_ptr, scale_ptr, stream_ptr, y_ptr, mean_ptr, rstd_ptr,
     r_stride_b, r_stride_l, x_stride_b, x_stride_l,
@@ -75,7 +75,7 @@ def forward_kernel(
         tl.store(rstd_ptr + batch * length + wide, rstd)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def backward_kernel(
     dstream_ptr, dy_ptr, stream_ptr, x_ptr, gate_ptr, scale_ptr, mean_ptr, rstd_ptr, dresidual_ptr, dx_ptr, partial_ptr,
     ds_stride_b, ds_stride_l, dy_stride_b, dy_stride_l, s_stride_b, s_stride_l, x_stride_b, x_stride_l,

@@ -23,13 +23,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import PERSISTENT_PROGRAMS, launch, require_device, unit_stride
+from omnihuman_kernels._launch import LENGTHS, PERSISTENT_PROGRAMS, launch, require_device, unit_stride
 from omnihuman_kernels._segments import check_segments, segment_ends
 
 HeadWeight = Tensor | tuple[Tensor, ...]
 
 # Numbers one program holds: eight 128-wide heads for four warps is what makes 128-bit loads and stores.
 ELEMENTS = 1024
+
+# Heads in all whose numbers, up to the end of the last tile, fit 32 bits.
+MOST_ROWS = 2**31 - ELEMENTS
 
 
 @triton.jit
@@ -43,7 +46,7 @@ def _rows(tile, num_rows, num_heads, length, HEADS: tl.constexpr):
 
 @triton.jit
 def _start(batch, position, head, stride_b, stride_l, stride_n):
-    return batch.to(tl.int64) * stride_b + position.to(tl.int64) * stride_l + head * stride_n
+    return batch.to(tl.int64) * stride_b + position.to(tl.int64) * stride_l + head.to(tl.int64) * stride_n
 
 
 @triton.jit
@@ -78,7 +81,7 @@ def _forward_one(
     tl.store(rstd_ptr + row, rstd, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def forward_kernel(
     q_ptr, k_ptr, q_weight_ptrs, k_weight_ptrs, cos_ptr, sin_ptr, q_out_ptr, k_out_ptr, q_rstd_ptr, k_rstd_ptr,
     q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n,
@@ -134,7 +137,7 @@ def _backward_one(
     return dweight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def backward_kernel(
     dq_out_ptr, dk_out_ptr, q_ptr, k_ptr, q_weight_ptrs, k_weight_ptrs, cos_ptr, sin_ptr, q_rstd_ptr, k_rstd_ptr,
     dq_ptr, dk_ptr, dweight_ptr,
@@ -185,8 +188,8 @@ def _check(
             f"got {tuple(q.shape)} {q.dtype} and {tuple(k.shape)} {k.dtype}"
         )
     length, head_dim = q.shape[1], q.shape[3]
-    if q.shape[:3].numel() >= 2**31:
-        raise ValueError(f"q has {q.shape[:3].numel()} heads in all; split the batch below 2**31")
+    if q.shape[:3].numel() > MOST_ROWS:
+        raise ValueError(f"q has {q.shape[:3].numel()} heads in all; split the batch to {MOST_ROWS} or fewer")
     if head_dim < 2 or head_dim & (head_dim - 1):
         raise ValueError(f"head dim must be a power of two of at least 2; got {head_dim}")
     if segments is not None:
@@ -219,6 +222,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     require_device(q)
     q, k, cos, sin = unit_stride(q), unit_stride(k), cos.contiguous(), sin.contiguous()
+    q_weights, k_weights = ([unit_stride(w) for w in ws] for ws in (q_weights, k_weights))
     q_out, k_out, q_rstd, k_rstd = _empty_forward(q, k, q_weights, k_weights, cos, sin, segments, eps)
     heads, tiles = _tiling(q)
     launch(
@@ -247,6 +251,7 @@ def _backward(
     require_device(q)
     dq_out, dk_out, q, k = unit_stride(dq_out), unit_stride(dk_out), unit_stride(q), unit_stride(k)
     cos, sin = cos.contiguous(), sin.contiguous()
+    q_weights, k_weights = ([unit_stride(w) for w in ws] for ws in (q_weights, k_weights))
     heads, tiles = _tiling(q)
     programs = min(tiles, PERSISTENT_PROGRAMS)
     dq, dk = q.new_empty(q.shape), q.new_empty(q.shape)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import PERSISTENT_PROGRAMS, launch, require_device
+from omnihuman_kernels._launch import PERSISTENT_PROGRAMS, launch, require_device, unit_stride
 
 MOST_CHANNELS = 1024
 
@@ -82,7 +82,7 @@ def backward_kernel(
         dx_at = batch * dx_stride_b + wide * dx_stride_c + p[None, :] * dx_stride_p
         tl.store(dx_ptr + dx_at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     # One row a program and a sum afterwards: the same bits on every run, which atomics would not give.
-    tl.store(dweight_ptr + tl.program_id(0) * channels + c, dweight, mask=c < channels)
+    tl.store(dweight_ptr + tl.program_id(0).to(tl.int64) * channels + c, dweight, mask=c < channels)
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -108,7 +108,7 @@ def _block(channels: int, *, contiguous: bool) -> tuple[int, int, int]:
 @torch.library.custom_op("omnihuman::rms_norm_silu", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, earlier: Tensor | None, front: int, eps: float) -> Tensor:
     require_device(x)
-    x = _dense(x, like=x)
+    x, weight = _dense(x, like=x), unit_stride(weight)
     y = _empty_forward(x, weight, earlier, front, eps)
     batch, channels, frames, height, width = x.shape
     before = x if earlier is None else _dense(earlier, like=x)
@@ -134,7 +134,7 @@ def _empty_forward(x: Tensor, weight: Tensor, earlier: Tensor | None, front: int
 @torch.library.custom_op("omnihuman::rms_norm_silu_backward", mutates_args=())
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, front: int, eps: float) -> tuple[Tensor, Tensor]:
     require_device(x)
-    x = _dense(x, like=x)
+    x, weight = _dense(x, like=x), unit_stride(weight)
     dy = _dense(dy, like=x)
     batch, channels, frames, height, width = x.shape
     positions = frames * height * width

@@ -1,4 +1,5 @@
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ def make(batch, queries, keys, heads, head_dim):
 def path(request, monkeypatch):
     """Both ways to load: tensor-memory descriptors, and plain pointers."""
     if request.param == "pointers":
-        monkeypatch.setattr(_launch, "_SMALL_TMA", _launch._SMALL)
+        plain = replace(_launch.INTERPRETED_TILE, tma=False, warp_specialize=False)
+        monkeypatch.setattr(_launch, "INTERPRETED_TILE", plain)
     return request.param
 
 
@@ -138,7 +140,7 @@ def test_starts_of_documents_may_have_gaps():
 
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_every_output_is_written(one_pass, monkeypatch):
-    monkeypatch.setattr("omnihuman_kernels.joint_attention.op.one_pass", lambda x, describe: one_pass)
+    monkeypatch.setattr("omnihuman_kernels.joint_attention.op.one_pass", lambda x: one_pass)
     torch.use_deterministic_algorithms(True)
     try:
         q, k, v = (x.float() for x in make(1, 35, 37, 1, 16))
@@ -150,23 +152,22 @@ def test_every_output_is_written(one_pass, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("row", "dtype", "head_dim", "describe", "expected"),
+    ("row", "dtype", "head_dim", "expected"),
     [
-        ("hopper", torch.bfloat16, 64, True, True),
-        ("hopper", torch.float16, 16, True, True),
-        ("hopper", torch.bfloat16, 128, True, False),
-        ("hopper", torch.bfloat16, 64, False, False),
-        ("hopper", torch.float32, 64, True, False),
-        ("blackwell", torch.bfloat16, 64, True, False),
-        ("plain", torch.float16, 64, True, False),
+        ("hopper", torch.bfloat16, 64, True),
+        ("hopper", torch.float16, 16, True),
+        ("hopper", torch.bfloat16, 128, False),
+        ("hopper", torch.float32, 64, False),
+        ("blackwell", torch.bfloat16, 64, False),
+        ("plain", torch.float16, 64, False),
     ],
 )
-def test_one_pass_needs_a_tile_and_sums_through_descriptors(monkeypatch, row, dtype, head_dim, describe, expected):
+def test_one_pass_needs_a_tile_and_sums_through_descriptors(monkeypatch, row, dtype, head_dim, expected):
     monkeypatch.setattr(_launch, "architecture", lambda x: row)
     x = torch.empty(1, head_dim, dtype=dtype)
-    assert _launch.one_pass(x, describe=describe) is expected
+    assert _launch.one_pass(x) is expected
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not _launch.one_pass(x, describe=describe)
+    assert not _launch.one_pass(x)
 
 
 def test_opcheck_and_compile():

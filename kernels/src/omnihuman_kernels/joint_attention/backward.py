@@ -8,10 +8,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from omnihuman_kernels._launch import LENGTHS
 from omnihuman_kernels.joint_attention.rows import describe_rows, document, first_row, load_rows, store_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def backward_q_kernel(
     do_ptr, out_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, lse_ptr, delta_ptr, dq_ptr,
     do_stride_b, do_stride_l, do_stride_n, q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n,
@@ -64,7 +65,7 @@ def backward_q_kernel(
     store_rows(dq_start, dq * scale, first, len_q, o_stride_l, BLOCK_M, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def prepare_kernel(
     do_ptr, out_ptr, delta_ptr, dq_ptr,
     do_stride_b, do_stride_l, do_stride_n, o_stride_b, o_stride_l, lse_stride_b, lse_stride_n, length,
@@ -87,7 +88,7 @@ def prepare_kernel(
     tl.store(dq_ptr + out_at, tl.zeros((ROWS, HEAD_DIM), tl.float32), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def backward_kernel(
     do_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, lse_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr,
     do_stride_b, do_stride_l, do_stride_n, q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from omnihuman_kernels._launch import LENGTHS
 from omnihuman_kernels.joint_attention.rows import describe_rows, document, first_row, load_rows, store_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, out_ptr, lse_ptr,
     q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n, v_stride_b, v_stride_l, v_stride_n,

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from omnihuman_kernels._launch import (
     Tile,
     attention_tile,
-    describable,
+    described,
     interpreting,
     launch,
     one_pass,
@@ -55,9 +55,15 @@ def _documents(q: Tensor, cu_q: Tensor | None) -> int:
     return q.shape[0] if cu_q is None else cu_q.shape[0] - 1
 
 
-def _operands(*tensors: Tensor | None) -> list[Any]:
-    """Tensors as kernels read them: rows of heads with any strides between them, all else without gaps."""
-    return [x if x is None else unit_stride(x) if x.ndim == 4 else x.contiguous() for x in tensors]
+def _rows(*tensors: Tensor, tiles: tuple[Tile, ...]) -> tuple[Tensor, ...]:
+    """Rows of heads as the tiles load them, with any strides that these take."""
+    prepare = described if any(tile.tma for tile in tiles) else unit_stride
+    return tuple(prepare(x) for x in tensors)
+
+
+def _dense(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Tensors without gaps."""
+    return tuple(None if x is None else x.contiguous() for x in tensors)
 
 
 @torch.library.custom_op("omnihuman::joint_attention", mutates_args=())
@@ -66,10 +72,10 @@ def _forward(
     mask: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     require_device(q)
-    q, k, v, mask, cu_q, cu_k = _operands(q, k, v, mask, cu_q, cu_k)
+    tile = attention_tile("forward" if mask is None else "forward_masked", q)
+    q, k, v = _rows(q, k, v, tiles=(tile,))
+    mask, cu_q, cu_k = _dense(mask, cu_q, cu_k)
     out, lse = _empty_forward(q)
-    kind = "forward" if mask is None else "forward_masked"
-    tile = attention_tile(kind, q.shape[3], q, describe=describable(q, k, v))
     launch(
         forward_kernel, (triton.cdiv(max_q, tile.block_m), q.shape[2], _documents(q, cu_q)), q,
         q, k, v, mask, cu_q, cu_k, out, lse,
@@ -92,16 +98,16 @@ def _backward(
     mask: Tensor | None, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     require_device(q)
-    do, q, k, v, lse, mask, cu_q, cu_k = _operands(do, q, k, v, lse, mask, cu_q, cu_k)
-    out = out.contiguous()
+    together = one_pass(q)
+    first, second = (attention_tile(kind, q) for kind in ("backward_q", "backward" if together else "backward_kv"))
+    do, q, k, v = _rows(do, q, k, v, tiles=(first, second))
+    out, lse, mask, cu_q, cu_k = _dense(out, lse, mask, cu_q, cu_k)
     dq, dk, dv = _empty_backward(do, out, lse, q, k, v)
     delta = torch.empty_like(lse)
     heads, head_dim, scale = q.shape[2], q.shape[3], q.shape[3] ** -0.5
     inputs, statistics = (q, k, v, mask, cu_q, cu_k), (*lse.stride()[:2], 0 if mask is None else mask.stride(0))
     strides = (*do.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     sizes = (max_q, max_k, scale, scale * LOG2_E)
-    describe = describable(do, q, k, v)
-    together = one_pass(q, describe=describe)
     sums = torch.empty_like(dq, dtype=torch.float32) if together else None
     if sums is not None:
         launch(
@@ -111,18 +117,16 @@ def _backward(
         )  # fmt: skip
     else:
         # dq goes first: it writes the row sums of do * out, which dk and dv need.
-        tile = attention_tile("backward_q", head_dim, q, describe=describe)
         launch(
-            backward_q_kernel, (triton.cdiv(max_q, tile.block_m), heads, _documents(q, cu_q)), q,
+            backward_q_kernel, (triton.cdiv(max_q, first.block_m), heads, _documents(q, cu_q)), q,
             do, out, *inputs, lse, delta, dq, *strides, *dq.stride()[:2], *statistics, *sizes,
-            **_options(tile, q, mask, cu_q),
+            **_options(first, q, mask, cu_q),
         )  # fmt: skip
-    tile = attention_tile("backward" if together else "backward_kv", head_dim, q, describe=describe)
     launch(
-        backward_kernel, (triton.cdiv(max_k, tile.block_n), heads, _documents(q, cu_q)), q,
+        backward_kernel, (triton.cdiv(max_k, second.block_n), heads, _documents(q, cu_q)), q,
         do, *inputs, lse, delta, sums, dk, dv, *strides, *dq.stride()[:2], *dk.stride()[:2], *statistics, *sizes,
         # The interpreter knows no sums through descriptors.
-        WITH_DQ=together, REDUCE=together and tile.tma and not interpreting(), **_options(tile, q, mask, cu_q),
+        WITH_DQ=together, REDUCE=together and second.tma and not interpreting(), **_options(second, q, mask, cu_q),
     )  # fmt: skip
     return dq if sums is None else sums.to(q.dtype, copy=True), dk, dv
 

@@ -22,4 +22,5 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
         return (wide * (torch.rsqrt(mean_square + eps) * weight)).to(x.dtype)
     if weight.ndim > 1:
         return (F.rms_norm(x.float(), x.shape[-1:], None, eps) * weight).to(x.dtype)
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    # Autocast on CUDA would give float32, which kernels that take q, k and v of one dtype refuse.
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(x.dtype)
