@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omnihuman_core.contracts import AttentionSupport, Conditioning, TextCondition
@@ -36,7 +36,6 @@ tables = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(rows=tables, available=st.permutations(NAMES).map(lambda names: names[:4]), training=st.booleans())
 def test_the_choice_is_never_slower_than_098_of_the_best(rows, available, training):
     plan = fastest(rows, available, training=training)
@@ -50,7 +49,6 @@ def test_the_choice_is_never_slower_than_098_of_the_best(rows, available, traini
         assert min(times[bucket].values()) / times[bucket][name] >= 0.98
 
 
-@settings(deadline=None)
 @given(rows=tables, training=st.booleans())
 def test_a_call_at_a_measured_shape_gets_the_chosen_backend(rows, training):
     def backend(name):

@@ -57,7 +57,7 @@ def round_trip(config: Outer) -> Outer:
 inners = st.builds(Inner, rate=st.floats(allow_nan=False), name=st.text())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     config=st.builds(
         Outer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from omnihuman_core.contracts.latents import LatentSpec
@@ -25,7 +25,6 @@ def test_the_papers_strides():
     assert [spec.fit_frames(n) for n in (0, 1, 2, 5, 6)] == [1, 1, 5, 5, 9]
 
 
-@settings(deadline=None)
 @given(spec=specs, frames=st.integers(1, 400))
 def test_frames_fit_and_come_back(spec, frames):
     fitted = spec.fit_frames(frames)
@@ -33,7 +32,6 @@ def test_frames_fit_and_come_back(spec, frames):
     assert spec.pixel_frames(spec.latent_frames(fitted)) == fitted
 
 
-@settings(deadline=None)
 @given(spec=specs, latent_frames=st.integers(1, 40))
 def test_ranges_tile_the_clip(spec, latent_frames):
     """Each pixel frame belongs to one latent frame, in order."""
@@ -41,13 +39,11 @@ def test_ranges_tile_the_clip(spec, latent_frames):
     assert covered == list(range(spec.pixel_frames(latent_frames)))
 
 
-@settings(deadline=None)
 @given(spec=specs, height=st.integers(1, 60), width=st.integers(1, 60))
 def test_sizes_come_back(spec, height, width):
     assert spec.latent_size(*spec.pixel_size(height, width)) == (height, width)
 
 
-@settings(deadline=None)
 @given(spec=specs, frames=st.integers(-3, 200))
 def test_other_lengths_are_refused_with_the_next_that_fits(spec, frames):
     if frames >= 1 and (frames - 1) % spec.temporal_stride == 0:

@@ -39,7 +39,7 @@ def test_hashes_are_those_of_splitmix64() -> None:
 
 
 @given(DATA, st.integers(27, 600), st.integers(1, 4), st.integers(0, 2**63))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_batches_fill_the_budget_with_one_bucket_and_no_padding(
     counts: dict[Bucket, list[int]], budget: int, multiple: int, seed: int
 ) -> None:
@@ -64,7 +64,7 @@ def test_batches_fill_the_budget_with_one_bucket_and_no_padding(
 
 
 @given(DATA, st.integers(1, 9), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_sample_is_seen_equally_often(counts: dict[Bucket, list[int]], size: int, seed: int) -> None:
     plan = plan_of(counts, BatchConfig(batch_size=size), seed)
     epochs, step, seen = 4, 0, Counter[int]()
@@ -81,7 +81,7 @@ def test_every_sample_is_seen_equally_often(counts: dict[Bucket, list[int]], siz
 
 
 @given(DATA, st.integers(1, 9), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_batches_of_a_bucket_follow_each_other_and_steps_do_not_matter(
     counts: dict[Bucket, list[int]], size: int, seed: int
 ) -> None:
