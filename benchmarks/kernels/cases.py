@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from omnihuman_core.ops import eager_ops
 from omnihuman_kernels import _launch, performance
 from omnihuman_kernels.frame_cross_attention import frame_cross_attention
 from omnihuman_kernels.gated_residual import gated_residual
@@ -36,14 +37,14 @@ class Case:
         shape: What was run, for people.
         make: Inputs in float32 on the GPU; the first ``differentiable`` of them get gradients.
         ours: The op.
-        reference: The formula in the precision of its inputs; also the eager peer where ``eager`` is true.
+        reference: The formula in the precision of its inputs.
         cost: Forward and backward cost.
         bound: ``memory`` or ``matrix``: what the share of the floor is of.
         small: Inputs for the comparison with float64, where ``make`` is too large for it; None uses ``make``.
         part: Makes the op restricted to a part of a real-size input, and the inputs of that part, for a second
             comparison.
         peers: Other implementations by name.
-        eager: Time the reference too, plain and compiled.
+        eager: What is timed plain and compiled, as a user without kernels has it; None for neither.
         keep: Inputs that stay float32.
         directions: Which of forward and backward to time.
         targets: (direction, peer or "copy") to the least ratio and the aim.
@@ -60,7 +61,7 @@ class Case:
     small: Callable[[], list[Tensor]] | None = None
     part: Callable[[], tuple[Function, list[Tensor]]] | None = None
     peers: dict[str, Function] = field(default_factory=dict)
-    eager: bool = True
+    eager: Function | None = None
     keep: Sequence[int] = ()
     directions: tuple[str, ...] = ("forward", "backward")
     targets: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
@@ -74,6 +75,7 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, device="cuda")
 
 
+EAGER = eager_ops()
 COPY = {("forward", "copy"): (0.75, 0.92), ("backward", "copy"): (0.60, 0.85)}
 
 
@@ -94,6 +96,7 @@ def qk_norm_rope_cases() -> Iterator[Case]:
         bound="memory",
         ours=functools.partial(qk_norm_rope, eps=EPS),
         reference=functools.partial(references.qk_norm_rope, eps=EPS),
+        eager=functools.partial(EAGER.qk_norm_rope, eps=EPS),
         cost=(performance.qk_norm_rope(*size), performance.qk_norm_rope(*size, backward=True)),
         targets={**COPY, ("forward", "eager"): (6, 10), ("forward", "compile"): (1.05, 1.5)},
     )
@@ -133,6 +136,7 @@ def modulation_cases() -> Iterator[Case]:
             differentiable=len(kinds),
             ours=functools.partial(ours, **given),
             reference=functools.partial(reference, **given),
+            eager=functools.partial(getattr(EAGER, name), **given),
             cost=(cost(1, LENGTH, WIDTH), cost(1, LENGTH, WIDTH, backward=True)),
             targets=COPY,
         )
@@ -154,6 +158,7 @@ def frame_cross_attention_cases() -> Iterator[Case]:
         differentiable=4,
         ours=functools.partial(frame_cross_attention, eps=EPS),
         reference=functools.partial(references.frame_cross_attention, eps=EPS),
+        eager=functools.partial(EAGER.frame_cross_attention, eps=EPS),
         cost=(performance.frame_cross_attention(*size), performance.frame_cross_attention(*size, backward=True)),
         targets={("forward", "copy"): (0.60, 0.85)},
     )
@@ -174,6 +179,7 @@ def rms_norm_silu_cases() -> Iterator[Case]:
             differentiable=2,
             ours=functools.partial(rms_norm_silu, eps=EPS),
             reference=functools.partial(references.rms_norm_silu, eps=EPS),
+            eager=functools.partial(references.rms_norm_silu, eps=EPS),
             cost=(performance.rms_norm_silu(*size), performance.rms_norm_silu(*size, backward=True)),
             targets=COPY,
         )
@@ -218,7 +224,6 @@ def attention_cases() -> Iterator[Case]:
             shape=f"L={length} N={HEADS} K={head_dim}",
             bound="matrix",
             differentiable=3,
-            eager=False,
             make=functools.partial(make, length, HEADS, head_dim),
             small=functools.partial(make, 2085, 3, head_dim),
             part=functools.partial(some_queries, length, HEADS, head_dim),
@@ -265,7 +270,6 @@ def packed_attention_cases() -> Iterator[Case]:
         small=lambda: list(noise(3, 8192, 2, HEAD_DIM)),
         ours=ours,
         reference=one_by_one,
-        eager=False,
         peers={"sdpa one by one": functools.partial(one_by_one, attend=sdpa)},
         cost=(performance.Cost(flops=cost[0], bytes=4 * moved), performance.Cost(flops=cost[1], bytes=8 * moved)),
     )

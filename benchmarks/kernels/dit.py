@@ -161,7 +161,6 @@ def dit_cases() -> Iterator[Case]:
         cost=(cost, cost),
         bound="matrix",
         differentiable=1,
-        eager=False,
         peers=peers,
         directions=("forward",),
         targets={("forward", "diffusers default"): (1.3, 1.9), ("forward", "diffusers best"): (1.0, 1.2)},

@@ -36,7 +36,7 @@ GROUPS = (
 )
 
 # Share of the time that a group may take, by its work.
-WEIGHTS = {"attention": 4.0, "dit": 2.0}
+WEIGHTS = {"attention": 4.0, "modulation": 2.0, "dit": 2.0}
 
 # Seconds that a group may take beyond its share before it is stopped, and the least that are worth a start.
 GRACE, LEAST = 20.0, 15.0
@@ -67,6 +67,8 @@ def main() -> int:
     failed = [row for row in rows if row["status"] == "failed"]
     write(rows, arguments.results)
     print(f"{len(failed)} failed, {len(measured)} times measured, results in {arguments.results}")
+    if measured:
+        print(f"to fill the tables of the documentation: python benchmarks/kernels/tables.py {arguments.results}")
     return 1 if failed else 0
 
 
@@ -131,6 +133,9 @@ def run_group(group: str, seconds: float) -> int:
     red: set[str] = set()
     for case in GROUPS[group]():
         base = {"op": case.op, "shape": case.shape, "dtype": "bfloat16", **device}
+        if time.monotonic() > deadline:
+            emit({**base, "status": "skipped", "problem": "out of time"})
+            continue
         # Cases that differ in their length alone are compared once, at the length that float64 can hold.
         key = f"{case.op} {case.shape}" if case.small is None else case.shape.split()[-1]
         if key not in known:
@@ -210,8 +215,8 @@ def measure(case: Any, direction: str, copy: float) -> Row:
 
     inputs = [x.float() if i in case.keep else x.bfloat16() for i, x in enumerate(case.make())]
     candidates = {"ours": case.ours, **case.peers}
-    if case.eager:
-        candidates |= {"eager": case.reference, "compile": torch.compile(case.reference)}
+    if case.eager is not None:
+        candidates |= {"eager": case.eager, "compile": torch.compile(case.eager)}
     ready, refused = {}, {}
     for name, function in candidates.items():
         try:

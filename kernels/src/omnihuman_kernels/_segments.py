@@ -43,7 +43,7 @@ def chunk_rows(chunk, ends, ROWS: tl.constexpr):
         last = tl.where(inside, tl.minimum(start + ROWS, end), last)
         before += count
         begin = end
-    return segment.to(tl.int64), first, last
+    return tl.cast(segment, tl.int64), first, last
 
 
 @triton.jit(do_not_specialize=LENGTHS)

@@ -1,6 +1,8 @@
 """The benchmark's own logic, with a clock that needs no GPU and kernels in the interpreter."""
 
+import contextlib
 import functools
+import io
 import json
 import re
 import subprocess
@@ -32,7 +34,7 @@ def check(monkeypatch):
     )
     monkeypatch.setattr(torch, "compile", lambda function: function)
     yield gpu_check, cases.Case
-    for name in ("cases", "dit", "gpu_check", "measure", "plot"):
+    for name in ("cases", "dit", "gpu_check", "measure", "plot", "tables"):
         sys.modules.pop(name, None)
 
 
@@ -44,6 +46,7 @@ def case(kind, **changes):
         "make": lambda: [torch.randn(1, 5, 16), torch.randn(1, 5, 16), torch.randn(1, 2, 16)],
         "ours": functools.partial(gated_residual, **options),
         "reference": functools.partial(references.gated_residual, **options),
+        "eager": functools.partial(references.gated_residual, **options),
         "cost": (performance.gated_residual(1, 5, 16), performance.gated_residual(1, 5, 16, backward=True)),
         "bound": "memory",
         "differentiable": 3,
@@ -77,7 +80,7 @@ def test_a_peer_that_cannot_run_is_noted(check):
         raise RuntimeError("no such backend")
 
     gpu_check, kind = check
-    row = gpu_check.measure(case(kind, eager=False, peers={"cudnn": broken}), "forward", copy=1e6)
+    row = gpu_check.measure(case(kind, eager=None, peers={"cudnn": broken}), "forward", copy=1e6)
     assert row["refused"] == {"cudnn": "RuntimeError: no such backend"}
 
 
@@ -116,7 +119,7 @@ def test_the_plot_marks_every_measured_op(check):
 def plain(name, **changes):
     """A case that needs no kernel: the formula against itself."""
     function = functools.partial(references.gated_residual, segments=SEGMENTS)
-    return {"op": name, "ours": function, "reference": function, "eager": False, "directions": ("forward",), **changes}
+    return {"op": name, "ours": function, "reference": function, "eager": None, "directions": ("forward",), **changes}
 
 
 @pytest.fixture
@@ -182,8 +185,8 @@ def test_a_peer_with_a_target_that_is_missing_is_skipped_by_name(run_group, chec
 
 
 def test_out_of_time_is_said(run_group):
-    rows = run_group(plain("good"), seconds=-1)
-    assert [row["status"] for row in rows] == ["agrees", "skipped"]
+    (row,) = run_group(plain("good"), seconds=-1)
+    assert (row["op"], row["status"], row["problem"]) == ("good", "skipped", "out of time")
 
 
 @pytest.fixture
@@ -350,3 +353,105 @@ def test_a_tile_is_tried_next_to_the_table_which_stays(check, monkeypatch, kind)
     assert row["status"] == "alternative", row
     assert row["tile"]["block_m"] == cases.ALTERNATIVES[kind][0].block_m
     assert before == {name: dict(rows["hopper"]) for name, rows in _launch.ATTENTION_TILES.items() if "hopper" in rows}
+
+
+def test_documents_have_the_measurements_and_only_those(check):
+    """The tables of the documentation in the checkout are made of its results: empty where nobody measured."""
+    import tables
+
+    results = [
+        json.loads(line)
+        for path in sorted((FOLDER.parent / "results").glob("kernels_*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    for document in tables.DOCUMENTS:
+        assert tables.fill(document.read_text(), results) == document.read_text(), document
+
+
+def test_tables_are_filled_by_gpu_op_and_length(check):
+    import tables
+
+    def row(op, shape, direction, **more):
+        given = {"device": "NVIDIA H100 80GB HBM3", "date": "2026-01-01", "status": "measured", "bound": "memory"}
+        timed = {"seconds": 2e-3, "floor": 1e-3, "flops": 1e12, "peers": {"eager": 8e-3, "compile": 3e-3}}
+        return {"op": op, "shape": shape, "direction": direction, **given, **timed, **more}
+
+    peers = {"sdpa flash": 3e-3, "sdpa cudnn": 1e-3}
+    rows = [
+        row("qk_norm_rope", "L=51736 N=24 K=128", "forward"),
+        row("qk_norm_rope", "L=51736 N=24 K=128", "backward", device="Other GPU"),
+        row("joint_attention", "L=8192 N=24 K=128", "forward", bound="matrix", peers=peers),
+        {"op": "modulated_norm", "status": "failed", "problem": "tensor 0"},
+    ]
+    readme, docs = (tables.fill(document.read_text(), rows) for document in tables.DOCUMENTS)
+    assert "| `qk_norm_rope` | forward | H100 | bf16 | 0.50 | 4.00 | 1.50 |" in readme
+    assert "| `qk_norm_rope` | backward | H100 | bf16 | | | |" in readme
+    assert "| `modulated_norm` | forward | H100 | bf16 | | | |" in readme
+    assert "| `attention`, head dim 128 | forward | H100 | bf16 | 500 Tflop/s | | 0.50 |" in readme
+    assert "| `attention`, head dim 64 | forward | H100 | bf16 | | | |" in readme
+    assert "| H100 | 128 | 8,192 | forward | 1.03 | 2.00 | 1.50 | 0.50 |" in docs
+    assert "| H100 | 128 | 51,736 | forward | 41.1 | | | |" in docs
+    assert re.search(r"\| `qk_norm_rope` \|.*\| 0.433 \| 0.50 \| \|", docs)
+
+
+def test_a_whole_run_on_a_gpu_that_is_made_up(whole_run, check, monkeypatch):
+    """From ``main`` to the files, every group in this process; one op of one group is wrong."""
+    gpu_check, kind = check
+    import cases
+    import measure
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(measure, "copy_bandwidth", lambda: 1e12)
+    monkeypatch.setattr(gpu_check, "try_tile", lambda kind, tile: {"status": "alternative failed", "problem": "none"})
+    for name in cases.GROUPS:
+        made = [plain(f"{name}_good"), plain(f"{name}_bad", ours=wrong)] if name == "modulation" else [plain(name)]
+        monkeypatch.setitem(cases.GROUPS, name, lambda made=made: (case(kind, **one) for one in made))
+    compare = gpu_check.compare
+    monkeypatch.setattr(gpu_check, "compare", lambda case, make: compare(case, make, torch.float32))
+
+    def in_this_process(group, timeout, clock):
+        clock[0] += 5
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            status = gpu_check.run_group(group, timeout)
+        return subprocess.CompletedProcess([], status, output.getvalue(), "")
+
+    status, rows, _, seen = whole_run(in_this_process)
+    assert (status, tuple(seen)) == (1, gpu_check.GROUPS)
+    measured = [row["op"] for row in rows if row["status"] == "measured"]
+    assert measured == [f"{name}_good" if name == "modulation" else name for name in gpu_check.GROUPS]
+    assert [row["op"] for row in rows if row["status"] == "failed"] == ["modulation_bad"]
+    assert {"device", "torch", "triton", "date", "seconds", "floor", "peers", "targets"} <= set(
+        next(row for row in rows if row["status"] == "measured")
+    )
+
+
+def test_the_whole_check_imports_with_five_packages_installed():
+    """As from a bare checkout: torch, triton, pytest, numpy, einops and what these need."""
+    code = f"""
+import sys
+from importlib.metadata import packages_distributions, requires
+from packaging.requirements import Requirement
+
+allowed, left = set(), ["torch", "triton", "pytest", "numpy", "einops", "packaging"]
+while left:
+    name = left.pop().lower().replace("_", "-")
+    if name not in allowed:
+        allowed.add(name)
+        try:
+            needs = [Requirement(text) for text in requires(name) or ()]
+        except Exception:
+            continue
+        left += [need.name for need in needs if need.marker is None or need.marker.evaluate({{"extra": ""}})]
+own = ("omnihuman", "tests")
+for module, names in packages_distributions().items():
+    if not any(n.lower().replace("_", "-") in allowed for n in names) and not module.startswith(own):
+        sys.modules[module] = None
+assert sys.modules["diffusers" if "diffusers" in sys.modules else "rich"] is None
+sys.path[:0] = {[str(FOLDER.parents[1] / part) for part in ("", "kernels/src", "packages/omnihuman-core/src")]!r}
+sys.path.insert(0, {str(FOLDER)!r})
+import gpu_check, cases, measure, dit, plot, tables
+from tests.kernels.agreement import assert_agrees
+assert set(cases.GROUPS) == set(gpu_check.GROUPS)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
