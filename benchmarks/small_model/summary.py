@@ -18,6 +18,8 @@ SHOWN = {
     ("lips", "other_voice_r"): "correlation with another clip's voice",
     ("lips", "silence_opening_share_of_speech"): "mouth opening under silence, share of that under speech",
     ("lips", "identity_colour_error"): "colour error of skin, hair, clothes",
+    ("prompts", "lip_sync_r"): 'lip sync under prompts such as "a man talking"',
+    ("prompts", "identity_colour_error"): "colour error under them",
     ("text", "higher_when_asked_share"): 'hands higher for "raising both hands" than for "arms down", share of clips',
     ("text", "background_named_share"): "background as named, without a picture (chance 0.125)",
     ("text", "clothes_named_share"): "clothes as named, without a picture (chance 0.125)",
@@ -52,8 +54,17 @@ def write_figures(rows: Sequence[dict[str, object]], documents: Sequence[Path] =
         ValueError: a document lost its marks.
     """
     for path in documents:
-        before, begin, rest = path.read_text().partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise ValueError(f"{path}: the marks {BEGIN.strip()!r} and {END.strip()!r} are missing")
-        path.write_text(before + BEGIN + "\n" + figures(rows) + "\n" + END + after)
+        write_between(path, BEGIN, END, figures(rows))
+
+
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Put ``text`` between two marks of a document.
+
+    Raises:
+        ValueError: the document lost its marks.
+    """
+    before, first, rest = path.read_text().partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"{path}: the marks {begin.strip()!r} and {end.strip()!r} are missing")
+    path.write_text(before + begin + "\n" + text + "\n" + end + after)

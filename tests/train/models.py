@@ -129,7 +129,12 @@ def write_latents(folder: Path, count: int = 8) -> Path:
 
 
 def flow_batches(
-    folder: Path, *, batch_size: int = 8, segment: SegmentConfig = SEGMENT, stages: tuple[Stage, ...] = STAGES
+    folder: Path,
+    *,
+    batch_size: int = 8,
+    segment: SegmentConfig = SEGMENT,
+    stages: tuple[Stage, ...] = STAGES,
+    prompts: float = 0.0,
 ) -> FlowBatches:
     return FlowBatches(
         folder,
@@ -139,4 +144,5 @@ def flow_batches(
         text_extractor=FakeTextExtractor(FakeTextExtractorConfig(max_tokens=4)),
         pose_extractor=FakePoseExtractor(FakePoseExtractorConfig()),
         spatial_stride=2,
+        prompts=prompts,
     )

@@ -54,6 +54,22 @@ def test_all_entries_of_a_row_are_of_one_clip(latents: Path) -> None:
     assert batch["text_mask"].sum(1).tolist() == [1] * len(rows)
 
 
+def test_captions_become_prompts_as_often_as_asked_and_change_nothing_else(latents: Path) -> None:
+    captions, some, all_ = (flow_batches(latents, stages=WHOLE, prompts=share) for share in (0.0, 0.5, 1.0))
+    changed = {0.5: [], 1.0: []}
+    for step in range(40):
+        plain, half, full = captions(step), some(step), all_(step)
+        for share, batch in ((0.5, half), (1.0, full)):
+            changed[share] += (batch["text_values"] != plain["text_values"]).any(dim=1).tolist()
+            words = {"text_values", "text_mask"}
+            assert same(*({k: v for k, v in b.items() if k not in words} for b in (batch, plain)))
+        assert same(half, some(step))
+    # One prompt in four gets no word put in: of a caption of one letter nothing else can change.
+    counts = {share: sum(rows) / len(rows) for share, rows in changed.items()}
+    assert abs(counts[1.0] - 0.75) < 0.07
+    assert abs(counts[0.5] - 0.375) < 0.07
+
+
 def test_maps_are_those_of_the_kept_samples_in_order(latents: Path) -> None:
     batches, extractor = flow_batches(latents, stages=WHOLE), FakePoseExtractor(FakePoseExtractorConfig())
     counts = set()

@@ -250,6 +250,7 @@ class TrainConfig:
         run: Training of the backbone; ``run.steps`` is the sum of the stages' steps.
         stages: Stages in order.
         generation: How the exported model is used.
+        prompts: Share of captions that the backbone reads cut, reordered and reworded, as users write prompts.
     """
 
     name: str
@@ -267,8 +268,11 @@ class TrainConfig:
     run: RunConfig
     stages: tuple[Stage, ...]
     generation: GenerationSettings
+    prompts: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.prompts <= 1:
+            raise ValueError(f"prompts must lie in [0, 1], got {self.prompts}")
         check_stages(self.stages)
         total = sum(stage.steps for stage in self.stages)
         if total != self.run.steps:

@@ -105,6 +105,7 @@ def train_backbone(config: TrainConfig, out: Path) -> None:
         text_extractor=build("feature_extractor", "text_bytes", config.preset),
         pose_extractor=build("feature_extractor", "skeleton", config.preset),
         spatial_stride=vae.latent_spec.spatial_stride,
+        prompts=config.prompts,
     )
     weights = _train("backbone", model, FlowObjective(config.flow), batches, config.run, config, out, world)
     _save(weights, "backbone", out, world)

@@ -8,6 +8,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +16,14 @@ from omnihuman_core.dropout import draw_keep
 from omnihuman_train.checkpointing import step_generator
 from omnihuman_train.config import RunConfig, SegmentConfig
 from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
+from omnihuman_train.data.characters.prompts import as_prompt
 from omnihuman_train.data.clips import from_bytes
 from omnihuman_train.data.regions import box_mask, hand_boxes
 from omnihuman_train.data.segments import draw_window, skeleton_maps
 from omnihuman_train.stages import Stage, stage_at
 
 # Streams of random numbers of one step, apart from each other.
-DATA_STREAM, NOISE_STREAM = 0, 1
+DATA_STREAM, NOISE_STREAM, WORDS_STREAM = 0, 1, 3
 
 
 class Buckets:
@@ -139,6 +141,7 @@ class FlowBatches(Shared):
         text_extractor: Gives ids of the captions.
         pose_extractor: Draws skeleton maps.
         spatial_stride: Pixels behind a latent position, for the size of the maps.
+        prompts: Share of samples whose caption is turned into a prompt; see :func:`as_prompt`.
 
     Raises:
         ValueError: the clips are too short for a segment.
@@ -154,13 +157,14 @@ class FlowBatches(Shared):
         text_extractor: Any,
         pose_extractor: Any,
         spatial_stride: int,
+        prompts: float = 0.0,
     ) -> None:
         super().__init__([stage.batch_size or run.batch_size for stage in stages])
         self._data = Buckets(folder)
         segment.check([bucket.tensors["latents"].shape[2] for bucket in self._data.buckets])
         self._run, self._segment, self._stages = run, segment, stages
         self._pose_extractor, self._stride = pose_extractor, spatial_stride
-        self._texts = {id(b): text_extractor.extract(b.texts["caption"]) for b in self._data.buckets}
+        self._text_extractor, self._prompts = text_extractor, prompts
 
     def __call__(self, step: int) -> dict[str, Any]:
         """Batch of ``step``; see :class:`omnihuman_train.objective.FlowObjective` for its keys."""
@@ -171,11 +175,14 @@ class FlowBatches(Shared):
         keep = draw_keep(len(indices), vars(stage.ratios), eligible, generator)
         noise = step_generator(self._run.seed, step, NOISE_STREAM)
         seeds = torch.randint(2**62, (len(indices),), generator=noise)
+        words = np.random.default_rng(step_generator(self._run.seed, step, WORDS_STREAM).initial_seed())
+        captions = [bucket.texts["caption"][index] for index in indices.tolist()]
+        prompts = [as_prompt(text, words) if words.random() < self._prompts else text for text in captions]
         # Drawn for the rows of all processes; from here on there are those of this one alone.
         mine = rank_rows(len(indices), self.rank, self.world)
         indices, keep, seeds = indices[mine], {name: kept[mine] for name, kept in keep.items()}, seeds[mine]
         rows = {key: value[indices] for key, value in bucket.tensors.items()}
-        text = self._texts[id(bucket)]
+        text = self._text_extractor.extract(prompts[mine])
         latents = rows["latents"]
         size = (latents.shape[-2] * self._stride, latents.shape[-1] * self._stride)
         if stage.pictures:
@@ -189,8 +196,8 @@ class FlowBatches(Shared):
             "stop": start + frames,
             "motion_latents": motion,
             "reference": rows["reference"],
-            "text_values": text.values[indices],
-            "text_mask": text.mask[indices],
+            "text_values": text.values,
+            "text_mask": text.mask,
             "audio": rows["audio"],
             "pose_maps": skeleton_maps(self._pose_extractor, rows["keypoints"][keep["pose"]], size),
             "keep": keep,

@@ -22,7 +22,7 @@ def tiny() -> TrainConfig:
             batch_size=64,
         ),
         Stage(name="text+audio", steps=800, ratios=Ratios(text=0.9, audio=0.8, pose=0.0, reference=0.75)),
-        Stage(name="text+audio+pose", steps=1400, ratios=Ratios(text=0.9, audio=0.5, pose=0.25, reference=0.75)),
+        Stage(name="text+audio+pose", steps=2200, ratios=Ratios(text=0.9, audio=0.5, pose=0.25, reference=0.75)),
     )
     return TrainConfig(
         name="tiny",
@@ -54,12 +54,13 @@ def tiny() -> TrainConfig:
         flow=FlowConfig(mouth_weight=4.0, hand_weight=2.0, mouth_probe_weight=1.0),
         segment=SegmentConfig(latent_frames=9),
         run=RunConfig(
-            steps=3200,
+            steps=4000,
             batch_size=24,
             ema_decay=0.998,
             optimizer=OptimizerConfig(name="muon", lr=1e-3, muon_lr=2e-3, warmup_steps=100, decay_fraction=0.3),
         ),
         stages=stages,
+        prompts=0.5,
         generation=GenerationSettings(
             segment_frames=33,
             area=64 * 64,
