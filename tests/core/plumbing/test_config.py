@@ -156,6 +156,39 @@ def test_later_overrides_win():
     assert override(make(), ["steps=1", "steps=2"]).steps == 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    low: int = 1
+    high: int = 2
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    pair: Pair = Pair()
+    maybe: Pair | None = None
+    given: Inner | None = None
+
+
+@pytest.mark.parametrize("assignments", [["pair.low=5", "pair.high=6"], ["pair.high=0", "pair.low=-1"]])
+def test_fields_that_must_agree_are_changed_together(assignments):
+    values = dict(assignment.removeprefix("pair.").split("=") for assignment in assignments)
+    assert override(Holder(), assignments).pair == Pair(**{name: int(value) for name, value in values.items()})
+    with pytest.raises(ValueError, match="low must be below high"):
+        override(Holder(), ["pair.low=5"])
+
+
+def test_a_part_that_is_not_set_begins_with_its_defaults():
+    assert override(Holder(), ["maybe.high=7"]).maybe == Pair(low=1, high=7)
+    assert override(Holder(), ["maybe.high=7", "maybe={low=0}"]).maybe == Pair(low=0, high=2)
+    assert override(Holder(), ["maybe={low=0}", "maybe.high=7"]).maybe == Pair(low=0, high=7)
+    with pytest.raises(ValueError, match=r"--set given.name: 'given' is not set; set all of it, as given={rate=...}"):
+        override(Holder(), ["given.name=sgd"])
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [

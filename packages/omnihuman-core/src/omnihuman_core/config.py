@@ -28,6 +28,9 @@ MAX_TOML_BYTES = 1 << 20
 # Stands for None in an optional field.
 NONE = "none"
 
+# Names on the way to a field, the text of its new value, and the whole dotted path for messages.
+_Assignment = tuple[Sequence[str], str, str]
+
 
 def to_toml(config: Any) -> str:
     """Write a config dataclass as TOML; :func:`from_table` reads it back to an equal config.
@@ -91,16 +94,20 @@ def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     """Change fields by dotted path, as ``--set a.b=c`` of the command lines does.
 
     The text after ``=`` is a TOML value; quotes round a string may be left out, and ``none`` empties an optional field.
+    A field of an optional part that is empty fills the part with its defaults first. Of two assignments to one field
+    the later one counts. Each dataclass checks itself once, with all of its new values: fields that must agree may be
+    changed together, in any order.
 
     Raises:
-        ValueError: no ``=``, an unknown field, or a value of the wrong type.
+        ValueError: no ``=``, an unknown field, a value of the wrong type, or whatever a dataclass itself refuses.
     """
+    changes: list[_Assignment] = []
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path.strip():
             raise ValueError(f"--set {assignment!r}: write it as field.subfield=value")
-        config = _assign(config, path.strip().split("."), text.strip(), path.strip())
-    return config
+        changes.append((path.strip().split("."), text.strip(), path.strip()))
+    return typing.cast(ConfigT, _assigned(config, changes))
 
 
 def load_function(reference: str) -> Callable[..., Any]:
@@ -122,18 +129,43 @@ def load_function(reference: str) -> Callable[..., Any]:
     return typing.cast(Callable[..., Any], function)
 
 
-def _assign(config: Any, keys: list[str], text: str, path: str) -> Any:
+def _assigned(config: Any, changes: Sequence[_Assignment]) -> Any:
     hints = typing.get_type_hints(type(config))
     names = [f.name for f in dataclasses.fields(config)]
-    key, *rest = keys
-    if key not in names:
-        raise ValueError(f"--set {path}: unknown field {key!r}; known fields are {', '.join(names)}")
-    if rest:
-        inner = getattr(config, key)
-        if not dataclasses.is_dataclass(inner):
-            raise ValueError(f"--set {path}: {key!r} has no fields")
-        return dataclasses.replace(config, **{key: _assign(inner, rest, text, path)})
-    return dataclasses.replace(config, **{key: _convert_text(hints[key], text, path)})
+    by_field: dict[str, list[_Assignment]] = {}
+    for keys, text, path in changes:
+        if keys[0] not in names:
+            raise ValueError(f"--set {path}: unknown field {keys[0]!r}; known fields are {', '.join(names)}")
+        by_field.setdefault(keys[0], []).append((keys[1:], text, path))
+    values = {name: _field(getattr(config, name), hints[name], name, group) for name, group in by_field.items()}
+    return dataclasses.replace(config, **values) if values else config
+
+
+def _field(value: Any, hint: Any, name: str, changes: Sequence[_Assignment]) -> Any:
+    """The new value of one field; an assignment to all of it undoes those to its parts before."""
+    whole = max((number for number, (keys, _, _) in enumerate(changes) if not keys), default=-1)
+    if whole >= 0:
+        _, text, path = changes[whole]
+        value = _convert_text(hint, text, path)
+    parts = changes[whole + 1 :]
+    if not parts:
+        return value
+    path = parts[0][2]
+    if value is None:
+        value = _default_part(hint, name, path)
+    if not dataclasses.is_dataclass(value):
+        raise ValueError(f"--set {path}: {name!r} has no fields")
+    return _assigned(value, parts)
+
+
+def _default_part(hint: Any, name: str, path: str) -> Any:
+    """What an optional part is with its defaults; None where it is no dataclass."""
+    (part, *others) = [choice for choice in typing.get_args(hint) if choice is not types.NoneType] or [None]
+    if others or not isinstance(part, type) or not dataclasses.is_dataclass(part):
+        return None
+    if missing := [field.name for field in dataclasses.fields(part) if field.init and not _has_default(field)]:
+        raise ValueError(f"--set {path}: {name!r} is not set; set all of it, as {name}={{{missing[0]}=...}}")
+    return part()
 
 
 def _convert_text(hint: Any, text: str, path: str) -> Any:
