@@ -186,6 +186,14 @@ def test_the_same_folders_convert_without_a_fault(sources: dict[str, Path], tmp_
     assert main(["convert", str(sources[kind]), "--out", str(tmp_path / "new")]) == 0
 
 
+def test_a_model_directory_needs_no_converting(
+    toy_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(toy_dir), "--out", str(tmp_path / "new")]) == 2
+    assert f"{toy_dir} is a model directory already" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_model_is_loaded_whole_or_not_at_all(tmp_path: Path) -> None:
     """The last component that loads is damaged: none of the others comes back."""
     from omnihuman_infer import OmniHumanPipeline, RequestError

@@ -115,6 +115,17 @@ def test_bad_pose_files(toy_dir: Path, toy: OmniHumanPipeline, request_: Generat
         if name != "endless":
             with pytest.raises(RequestError, match=r"^pose: "):
                 check_directory(str(toy_dir), path)
+    nobody = {"empty": {"people": []}, "unseen": {"keypoints": [[[0.5, 0.5, 0]] * 133] * 3}}
+    for name, content in nobody.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(2):
+        (frames / f"{number}.json").write_text(json.dumps({"people": []}))
+    for path in (tmp_path / "empty.json", tmp_path / "unseen.json", frames):
+        with pytest.raises(RequestError, match=r"^pose: .* shows nobody in any frame; give"):
+            toy(dataclasses.replace(request_, pose=path))
+        assert not request_.out.exists()
     empty = tmp_path / "folder"
     empty.mkdir()
     with pytest.raises(RequestError, match=r"^pose: .*no .json file"):

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from omnihuman_core.importing import PICKLES, read_json, read_public, write_components
-from omnihuman_core.model_dir import ModelIndex
+from omnihuman_core.model_dir import INDEX, ModelIndex
 from omnihuman_infer.convert_pickle import unpickle
 from omnihuman_infer.request import RequestError
 
@@ -45,6 +45,10 @@ def convert(
     Raises:
         RequestError: one line that names the file and the fix.
     """
+    if (source / INDEX).is_file():
+        raise RequestError(
+            f"convert: {source} is a model directory already; give it to omnihuman-infer generate --model as it is"
+        )
     try:
         with _safe(source, out, trust_pickle) as readable:
             components = read_public(readable, only=only)

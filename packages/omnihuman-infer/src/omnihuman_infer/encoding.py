@@ -53,10 +53,19 @@ class Encoders:
         self._components = components
         self.device = device
         self.dtype = dtype
-        accepted = components.backbone.spec.conditions
-        self.has_text = "text" in accepted and None not in (components.text_extractor, components.text_encoder)
-        self.has_audio = "audio" in accepted and None not in (components.audio_extractor, components.audio_encoder)
-        self.has_pose = "pose" in accepted and None not in (components.pose_extractor, components.pose_encoder)
+        self.has_text, self.has_audio, self.has_pose = map(self._has, ("text", "audio", "pose"))
+
+    def accepts(self, condition: str) -> bool:
+        """Whether the backbone takes a condition at all."""
+        return condition in self._components.backbone.spec.conditions
+
+    def missing(self, condition: str) -> list[str]:
+        """Names of the components that would have to make a condition and are not there."""
+        names = (f"{condition}_extractor", f"{condition}_encoder")
+        return [name for name in names if getattr(self._components, name) is None]
+
+    def _has(self, condition: str) -> bool:
+        return self.accepts(condition) and not self.missing(condition)
 
     def text(self, prompt: str) -> TextCondition:
         """The condition of one prompt."""
@@ -106,10 +115,12 @@ def read_pose(path: Path, extractor: Any, *, fps: float) -> Tensor:
     """Keypoints ``(T, K, 3)`` of a pose file at ``fps``, read by the model's own extractor.
 
     Raises:
-        RequestError: the model takes no poses, or the file does not hold any.
+        RequestError: the model takes no poses, or the file holds none, or nobody in any frame.
     """
     if extractor is None:
-        raise RequestError("pose: this model takes no poses; leave --pose out or choose another model")
+        raise RequestError(
+            "pose: this model takes no poses, it holds no pose_extractor; leave --pose out or choose another model"
+        )
     if not hasattr(extractor, "load"):
         raise RequestError(f"pose: the extractor {type(extractor).__name__} reads no files; leave --pose out")
     try:
@@ -118,4 +129,6 @@ def read_pose(path: Path, extractor: Any, *, fps: float) -> Tensor:
         raise RequestError(f"pose: {' '.join(str(error).split())}") from None
     if not len(keypoints):
         raise RequestError(f"pose: {path} holds no frame; give another file")
+    if not (keypoints[..., 2] > 0).any():
+        raise RequestError(f"pose: {path} shows nobody in any frame; give a file with the keypoints of a person")
     return keypoints
