@@ -97,7 +97,7 @@ def test_a_model_without_text_is_not_described_to(mute: GenerateRequest, server:
     folder = save_toy(tmp_path / "model", leave_out=("text_extractor", "text_encoder"))
     model = OmniHumanPipeline.from_pretrained(folder, device="cpu")
     assert model.prepare(mute).notices == ()
-    with pytest.raises(RequestError, match="^captioner: the model toy takes none"):
+    with pytest.raises(RequestError, match="^captioner: the model toy lacks text_extractor and text_encoder"):
         model.prepare(dataclasses.replace(mute, captioner=server.url, captioner_model="eyes"))
 
 
@@ -109,7 +109,32 @@ def test_command_line(mute: GenerateRequest, toy_dir: Path, server: Server, caps
     assert main(words) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
-    mute.out.unlink()
+
+
+def test_a_note_comes_before_the_work(
+    mute: GenerateRequest,
+    toy: OmniHumanPipeline,
+    toy_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said: list[str] = []
+
+    def first_step(*_: object, **__: object) -> None:
+        said.append(capsys.readouterr().err)
+        raise RequestError("enough")
+
+    monkeypatch.setattr("omnihuman_infer.denoising.Denoiser.__call__", first_step)
+    words = ["generate", "--image", str(mute.image), "--audio", str(mute.audio), "--out", str(mute.out)]
+    assert main([*words, "--model", str(toy_dir), "--device", "cpu"]) == 2
+    assert said == ["note: no prompt and no captioner: the text says nothing; give --prompt or --captioner\n"]
+
+
+def test_a_servers_failure_is_one_line(
+    mute: GenerateRequest, toy_dir: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--image", str(mute.image), "--audio", str(mute.audio), "--out", str(mute.out)]
+    words += ["--model", str(toy_dir), "--device", "cpu"]
     server.status, server.answer = 500, {"error": {"message": "out of\nmemory"}}
     assert main([*words, "--captioner", server.url, "--captioner-model", "eyes"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -99,6 +99,10 @@ def bad_files(folder: Path) -> dict[str, dict[str, object]]:
         "audio: .* lasts 10 ms": {"audio": write_wav(folder / "short.wav", voice(0.01))},
         "audio: .* lasts 3600 s": {"audio": write_wav(folder / "hour.wav", np.zeros(3_600_000), rate=1000)},
         "audio: nothing says how long": {"audio": None},
+        "image: nothing says what": {"image": None},
+        "aspect: the video has that of its picture": {"aspect": "3:5"},
+        "aspect: must be W:H": {"image": None, "prompt": "a hum", "aspect": "3:0"},
+        "aspect: this model makes 0.5 to 2,": {"image": None, "prompt": "a hum", "aspect": "3"},
         "pose: .* does not exist": {"pose": folder / "nowhere.json"},
         "pose: ": {"pose": file("noise.json", b"\x00\x01 not a pose file")},
         "model: 'huge' is unknown": {"model": "huge"},
@@ -137,6 +141,35 @@ def test_missing_and_unknown_arguments(capsys: pytest.CaptureFixture[str]) -> No
         error = capsys.readouterr().err
         assert error.startswith("omnihuman-infer: error: ")
         assert error.count("\n") == 1
+
+
+def test_unknown_flags_lead_to_the_help_of_their_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, command in (
+        (["generate", "--promt", "hi"], "omnihuman-infer generate --help"),
+        (["generate", "--seed", "lucky"], "omnihuman-infer generate --help"),
+        (["fly"], "omnihuman-infer --help"),
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err.endswith(f"; see {command}\n")
+
+
+def test_help_names_the_samplers() -> None:
+    from omnihuman_core.flow import SAMPLERS
+    from omnihuman_infer.cli import _parser
+
+    (commands,) = (action for action in _parser()._actions if action.dest == "command")
+    (sampler,) = (action for action in commands.choices["generate"]._actions if action.dest == "sampler")
+    assert sorted(re.findall(r"\w+", sampler.help.partition(" (")[0].replace(" or ", " "))) == sorted(SAMPLERS)
+
+
+def test_a_reader_that_stops_reading_is_no_error(toy_dir: Path) -> None:
+    command = [sys.executable, "-m", "omnihuman_infer.cli", "doctor", str(toy_dir)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
 
 
 def test_info(toy_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,13 @@ def test_the_machine_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "device " in capsys.readouterr().out
 
 
+def test_a_shipped_model_goes_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "tiny"]) == 0
+    assert capsys.readouterr().out.startswith("tiny ")
+    assert main(["doctor", "huge"]) == 2
+    assert "shipped model (tiny)" in capsys.readouterr().err
+
+
 def test_memory_is_that_of_the_weights(toy_dir: Path) -> None:
     from omnihuman_core.checkpoint import read_layout
 

@@ -127,15 +127,40 @@ def test_model_without_some_conditions(tmp_path: Path, request_: GenerateRequest
     left_out = ("pose_extractor", "pose_encoder", "text_extractor", "text_encoder")
     directory = save_toy(tmp_path / "toy", leave_out=left_out)
     pipeline = OmniHumanPipeline.from_pretrained(directory, device="cpu")
-    with pytest.raises(RequestError, match=r"^prompt: the model toy takes none"):
+    with pytest.raises(
+        RequestError, match=r"^prompt: the model toy lacks text_extractor and text_encoder; .* --component"
+    ):
         pipeline(request_)
     pose = tmp_path / "pose.json"
     pose.write_text("{}")
-    with pytest.raises(RequestError, match=r"^pose: the model toy takes none"):
+    with pytest.raises(RequestError, match=r"^pose: the model toy lacks pose_extractor and pose_encoder; leave it out"):
         pipeline(dataclasses.replace(request_, prompt=None, pose=pose))
     with pytest.raises(RequestError, match=r"^pose: this model takes no poses"):
         check_directory(str(directory), pose)
     assert pipeline(dataclasses.replace(request_, prompt=None)).num_frames == 25
+
+
+def test_what_a_model_lacks_is_named_with_the_command_that_adds_it(tmp_path: Path, request_: GenerateRequest) -> None:
+    directory = save_toy(tmp_path / "deaf", leave_out=("audio_extractor",))
+    with pytest.raises(RequestError) as caught:
+        OmniHumanPipeline.from_pretrained(directory, device="cpu")(request_)
+    assert str(caught.value) == (
+        "audio: the model toy lacks audio_extractor; "
+        "omnihuman-infer convert SRC --out DIR --component audio_extractor adds what is missing"
+    )
+    directory = save_toy(tmp_path / "untrained", leave_out=("audio_encoder",))
+    with pytest.raises(RequestError, match=r"^audio: the model toy lacks audio_encoder; leave it out or choose"):
+        OmniHumanPipeline.from_pretrained(directory, device="cpu")(request_)
+
+
+def test_a_backbone_may_take_no_voice(toy_dir: Path, request_: GenerateRequest) -> None:
+    components = load_model(toy_dir)
+    backbone = make_components(audio_dim=None, audio_blocks=())["backbone"][1]
+    deaf = OmniHumanPipeline(
+        dataclasses.replace(components, backbone=backbone), model="toy", device=torch.device("cpu"), dtype=torch.float32
+    )
+    with pytest.raises(RequestError, match=r"^audio: the model toy takes none; leave it out or choose another model"):
+        deaf(request_)
 
 
 def test_devices() -> None:

@@ -20,18 +20,19 @@ from omnihuman_infer.request import GenerateRequest, RequestError, is_url
 LOCAL, SERVER = "captioner_local", "captioner_server"
 
 
-def with_caption(request: GenerateRequest, picture: Image.Image) -> GenerateRequest:
+def with_caption(request: GenerateRequest, picture: Image.Image | None) -> GenerateRequest:
     """The request with a prompt that describes its picture; as it is where it has a prompt, or no captioner.
 
     Args:
         request: One that was checked.
-        picture: Its picture.
+        picture: Its picture; None where it has none, and so a prompt.
 
     Raises:
         RequestError: the captioner cannot be loaded or reached, or gives no description; one line.
     """
     if request.captioner is None or request.prompt is not None:
         return request
+    assert picture is not None, "a request without a picture has a prompt"
     try:
         # Held by nothing after this: captioner and backbone need not fit the memory together.
         prompt = _captioner(request).caption(_to_pixels(picture))

@@ -7,6 +7,7 @@ code 2 at once.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -18,29 +19,40 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, get_args
 
 from omnihuman_infer.__about__ import __version__
-from omnihuman_infer.request import GenerateRequest, NegativeAudio, RequestError, Schedule, parse_region
+from omnihuman_infer.request import GenerateRequest, NegativeAudio, RequestError, Schedule, parse_aspect, parse_region
 
 if TYPE_CHECKING:
     from omnihuman_infer.pipeline import OnProgress
+    from omnihuman_infer.preparation import Clip
 
-FAULTS, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAULTS, BAD_INPUT, INTERRUPTED, NO_READER = 1, 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 on success, 1 where ``doctor`` finds a fault, 2 on bad input, 130 after Ctrl-C.
+        0 on success, 1 where ``doctor`` finds a fault, 2 on bad input, 130 after Ctrl-C, 141 where nobody reads what is
+        printed any more, as after ``| head``.
     """
     try:
-        arguments = _parser().parse_args(argv)
-        return int(arguments.run(arguments))
+        arguments, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            command = f"omnihuman-infer {arguments.command}"
+            raise RequestError(f"unrecognized arguments: {' '.join(unknown)}; see {command} --help")
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
     except RequestError as error:
         print(f"omnihuman-infer: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("omnihuman-infer: interrupted, nothing was written", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # Python writes what is left when it ends, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="omnihuman-infer", description="A picture and a voice in, a talking video out.")
+    parser = _Parser(prog="omnihuman-infer", description="A picture or a prompt and a voice in, a talking video out.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_generate(commands.add_parser("generate", help="generate one video"))
@@ -59,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     _add_convert(commands.add_parser("convert", help="make a model directory of published weights, or add to one"))
     doctor = commands.add_parser("doctor", help="show what a directory lacks and how this machine runs it")
-    doctor.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="model directory or published weights")
+    doctor.add_argument(
+        "directory", nargs="?", metavar="tiny|DIR", help="shipped model, model directory or published weights"
+    )
     doctor.set_defaults(run=_doctor)
     _add_pose(commands.add_parser("pose", help="find the keypoints of the person in a video"))
     return parser
@@ -67,13 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--image", required=True, type=Path, metavar="P", help="picture of the person (PNG, JPEG, WEBP)")
+    add("--image", type=Path, metavar="P", help="picture of the person (PNG, JPEG, WEBP); without one, see --prompt")
     add("--audio", type=Path, metavar="W", help="sound that drives the person; any file with a sound track")
-    add("--pose", type=Path, metavar="K", help="keypoint file that drives the person")
-    add("--prompt", metavar="TEXT", help="what the video shows")
+    add("--pose", type=Path, metavar="K", help="keypoint file, or folder of one for each frame, that drives the person")
+    add("--prompt", metavar="TEXT", help="what the video shows; needed without --image")
     add("--captioner", metavar="DIR|URL", help="who describes the picture where there is no prompt: a model, a server")
     add("--captioner-model", metavar="NAME", help="model of the server at --captioner URL")
     add("--captioner-key", metavar="VARIABLE", help="environment variable with the key of that server")
+    add("--aspect", metavar="W:H", help="width over height of a video without --image (default: 1:1)")
     add("--out", type=Path, default=Path("out.mp4"), metavar="O.mp4", help="video to write (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="same seed, same file (default: %(default)s)")
     add("--seconds", type=float, metavar="S", help="length without audio and pose; with them, the most that is made")
@@ -84,7 +99,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--speaker-region", type=str, metavar="x0,y0,x1,y1", help="who speaks, in fractions of the picture (0 to 1)")
     add("--model", default="tiny", metavar="tiny|DIR", help="shipped model or model directory (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    add("--sampler", help="name of the sampler (default: the model's)")
+    add("--sampler", metavar="NAME", help="euler, heun or dpmpp_2m (default: the model's)")
     add("--segment-frames", type=int, metavar="N", help="video frames denoised together (default: the model's)")
     add("--max-seconds", type=float, default=600.0, metavar="S", help="longest input accepted (default: %(default)g)")
     add("--allow-silence", action="store_true", help="accept a silent recording")
@@ -114,7 +129,7 @@ def _add_pose(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    region = arguments.speaker_region
+    region, aspect = arguments.speaker_region, arguments.aspect
     request = GenerateRequest(
         image=arguments.image,
         audio=arguments.audio,
@@ -123,6 +138,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         captioner=arguments.captioner,
         captioner_model=arguments.captioner_model,
         captioner_key=arguments.captioner_key,
+        aspect=None if aspect is None else parse_aspect(aspect),
         out=arguments.out,
         seed=arguments.seed,
         seconds=arguments.seconds,
@@ -147,14 +163,18 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     from omnihuman_infer.pipeline import generate
 
+    def on_prepared(clip: Clip) -> None:
+        if arguments.quiet:
+            return
+        if request.captioner is not None and request.prompt is None:
+            print(f'note: the captioner wrote "{clip.prompt}"', file=sys.stderr)
+        for notice in clip.notices:
+            print(f"note: {notice}", file=sys.stderr)
+
     begin = time.perf_counter()
     with _terminate_cleanly(), _notes(quiet=arguments.quiet), _progress(quiet=arguments.quiet) as on_progress:
-        result = generate(request, inputs=inputs, on_progress=on_progress)
+        result = generate(request, inputs=inputs, on_prepared=on_prepared, on_progress=on_progress)
     if not arguments.quiet:
-        if request.captioner is not None and request.prompt is None:
-            print(f'note: the captioner wrote "{result.prompt}"', file=sys.stderr)
-        for notice in result.notices:
-            print(f"note: {notice}", file=sys.stderr)
         print(
             f"{result.path}  {result.width}x{result.height}, {result.num_frames} frames, "
             f"{result.num_frames / result.fps:.2f} s of video in {time.perf_counter() - begin:.1f} s"
@@ -259,10 +279,14 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from omnihuman_infer.doctor import examine
+    from omnihuman_infer.presets import SHIPPED, model_directory
 
-    if arguments.directory is not None and not arguments.directory.exists():
-        raise RequestError(f"directory: {arguments.directory} does not exist")
-    report = examine(arguments.directory)
+    named = arguments.directory
+    directory = None if named is None else model_directory(named) if named in SHIPPED else Path(named)
+    if directory is not None and not directory.exists():
+        shipped = ", ".join(SHIPPED)
+        raise RequestError(f"directory: {directory} does not exist; give one, or a shipped model ({shipped})")
+    report = examine(directory)
     print(report.text)
     return FAULTS if report.faults else 0
 

@@ -20,11 +20,11 @@ class Inputs:
     """Decoded inputs of one request.
 
     Attributes:
-        picture: RGB, upright, at its own size.
+        picture: RGB, upright, at its own size, or None without a picture.
         waveform: ``(samples,)`` mono at 16 kHz, or None without audio.
     """
 
-    picture: Image.Image
+    picture: Image.Image | None
     waveform: NDArray[np.float32] | None
 
     @property
@@ -42,7 +42,7 @@ def read_inputs(request: GenerateRequest) -> Inputs:
         RequestError: one line that names the field and the fix.
     """
     request.validate()
-    picture = load_picture(request.image)
+    picture = None if request.image is None else load_picture(request.image)
     waveform = None
     if request.audio is not None:
         waveform = read_sound(

@@ -24,6 +24,9 @@ from omnihuman_infer.request import GenerateRequest, RequestError
 # (segment, number of segments, steps done in it, steps of a segment)
 OnProgress = Callable[[int, int, int, int], None]
 
+# Called with a clip before its first denoising step.
+OnPrepared = Callable[[Clip], None]
+
 # Latent frames decoded at once: bounds the memory of decoding, whatever the length of a segment.
 DECODE_LATENTS = 4
 
@@ -100,19 +103,27 @@ class OmniHumanPipeline:
         return cls(components, model=str(model), device=where, dtype=chosen)
 
     def __call__(
-        self, request: GenerateRequest, *, inputs: Inputs | None = None, on_progress: OnProgress | None = None
+        self,
+        request: GenerateRequest,
+        *,
+        inputs: Inputs | None = None,
+        on_prepared: OnPrepared | None = None,
+        on_progress: OnProgress | None = None,
     ) -> GenerationResult:
         """Generate one video file.
 
         Args:
             request: What to generate.
             inputs: The files of the request, where they were read already.
+            on_prepared: Called before the first denoising step with what is settled by then, the notices among it.
             on_progress: Called after each denoising step.
 
         Raises:
             RequestError: one line that names the field and the fix; nothing was written.
         """
         clip = self.prepare(request, inputs)
+        if on_prepared is not None:
+            on_prepared(clip)
         settings = self.components.generation
         size = {"width": clip.fit.width, "height": clip.fit.height}
         with VideoWriter(request.out, fps=settings.fps, sound=request.audio, model=self._name(), **size) as writer:
@@ -181,7 +192,11 @@ class OmniHumanPipeline:
 
 
 def generate(
-    request: GenerateRequest, *, inputs: Inputs | None = None, on_progress: OnProgress | None = None
+    request: GenerateRequest,
+    *,
+    inputs: Inputs | None = None,
+    on_prepared: OnPrepared | None = None,
+    on_progress: OnProgress | None = None,
 ) -> GenerationResult:
     """Check a request, load its model and generate; see :class:`OmniHumanPipeline` to keep the model for more.
 
@@ -194,7 +209,7 @@ def generate(
     # Before the model is loaded, so that a large captioner and a large model need not fit the memory together.
     request = with_caption(request, inputs.picture)
     pipeline = OmniHumanPipeline.from_pretrained(model, device=request.device or "auto")
-    return pipeline(request, inputs=inputs, on_progress=on_progress)
+    return pipeline(request, inputs=inputs, on_prepared=on_prepared, on_progress=on_progress)
 
 
 def segment_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:

@@ -10,17 +10,21 @@ from torch import Tensor
 
 from omnihuman_core.activation import active_conditions
 from omnihuman_core.contracts import ReferenceCondition
-from omnihuman_core.model_dir import ModelComponents
+from omnihuman_core.dropout import null_latents
+from omnihuman_core.model_dir import GenerationSettings, ModelComponents
 from omnihuman_infer.conditioning import ClipConditions, PoseTrack
 from omnihuman_infer.denoising import Denoiser
 from omnihuman_infer.encoding import Encoders
 from omnihuman_infer.inputs import Inputs
 from omnihuman_infer.loading import segment_latents
 from omnihuman_infer.long_video import Segment, plan_segments
-from omnihuman_infer.media.picture import Fit, fit_size, resize
+from omnihuman_infer.media.picture import Fit, fit_size, free_size, resize
 from omnihuman_infer.media.sound import SAMPLE_RATE
 from omnihuman_infer.request import GenerateRequest, RequestError
 from omnihuman_infer.speaker import region_in_video, region_map
+
+# Components that come from published weights and may be added to a model; the others are trained with it.
+PUBLISHED = frozenset({"audio_extractor", "text_extractor", "text_encoder"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +70,13 @@ def prepare_clip(request: GenerateRequest, inputs: Inputs, components: ModelComp
     segments = plan_segments(
         latent_frames, *segment_latents(components, request.segment_frames or settings.segment_frames)
     )
-    fit = fit_size(
-        *inputs.picture.size,
-        area=settings.area,
-        max_aspect=settings.max_aspect,
-        size_multiple=settings.size_multiple,
-    )
+    fit, shown = _fit(request, inputs, settings)
     frames = spec.pixel_frames(segments[-1].stop)
+    if keypoints is not None:
+        keypoints = _into_video(keypoints, fit, shown)
     conditions = _encode(request, inputs, keypoints, fit, components, encoders, frames)
     if request.speaker_region is not None:
-        region = region_in_video(request.speaker_region, fit, inputs.picture.size)
+        region = region_in_video(request.speaker_region, fit, shown)
         denoiser = denoiser.restricted_to(region_map(region, *conditions.latent_size).to(encoders.device))
     return Clip(
         num_frames=num_frames,
@@ -118,6 +119,17 @@ def clip_length(
     return frames, (f"pose lasts {poses / fps:.2f} s and audio {seconds:.2f} s; {done}",)
 
 
+def _fit(request: GenerateRequest, inputs: Inputs, settings: GenerationSettings) -> tuple[Fit, tuple[int, int]]:
+    """Size of the video, and ``(width, height)`` of what keypoints and the speaker region are fractions of."""
+    area, limit, multiple = settings.area, settings.max_aspect, settings.size_multiple
+    if inputs.picture is not None:
+        fit = fit_size(*inputs.picture.size, area=area, max_aspect=limit, size_multiple=multiple)
+        return fit, inputs.picture.size
+    aspect = 1.0 if request.aspect is None else request.aspect
+    fit = free_size(aspect, area=area, max_aspect=limit, size_multiple=multiple)
+    return fit, (fit.width, fit.height)
+
+
 def _encode(
     request: GenerateRequest,
     inputs: Inputs,
@@ -129,13 +141,9 @@ def _encode(
 ) -> ClipConditions:
     """Encode what the request gives; what it does not give becomes the null of its encoder."""
     spec = components.vae.latent_spec
-    given = {"reference": True, "text": request.prompt, "audio": request.audio, "pose": request.pose}
+    given = {"reference": request.image, "text": request.prompt, "audio": request.audio, "pose": request.pose}
     active = active_conditions({name for name, value in given.items() if value})
-    reference = None
-    if "reference" in components.backbone.spec.conditions:
-        pixels = torch.from_numpy(resize(inputs.picture, fit).copy()).float() / 127.5 - 1
-        video = pixels.permute(2, 0, 1)[None, :, None].to(encoders.device, encoders.dtype)  # (1, 3, 1, H, W)
-        reference = ReferenceCondition(latents=components.vae.encode(video))
+    reference = _reference(inputs, fit, components, encoders) if encoders.accepts("reference") else None
     text = negative_text = None
     if encoders.has_text:
         negative_text = encoders.null_text()
@@ -154,8 +162,7 @@ def _encode(
             negative_audio = silent if _wants_silence(request) else negative_audio
     pose = None
     if keypoints is not None and "pose" in active:
-        placed = _into_video(keypoints, fit, inputs.picture.size)
-        pose = PoseTrack(keypoints=placed, size=(fit.height, fit.width), encoders=encoders, spec=spec)
+        pose = PoseTrack(keypoints=keypoints, size=(fit.height, fit.width), encoders=encoders, spec=spec)
     return ClipConditions(
         encoders=encoders,
         latent_size=spec.latent_size(fit.height, fit.width),
@@ -169,6 +176,19 @@ def _encode(
     )
 
 
+def _reference(inputs: Inputs, fit: Fit, components: ModelComponents, encoders: Encoders) -> ReferenceCondition:
+    """The picture, or the null that stands for a dropped one in training, ``(1, C, 1, h, w)``."""
+    spec = components.vae.latent_spec
+    if inputs.picture is None:
+        shape = (1, *spec.latent_shape(1, fit.height, fit.width))
+        return null_latents(
+            ReferenceCondition(latents=torch.empty(shape, device=encoders.device, dtype=encoders.dtype))
+        )
+    pixels = torch.from_numpy(resize(inputs.picture, fit).copy()).float() / 127.5 - 1
+    video = pixels.permute(2, 0, 1)[None, :, None].to(encoders.device, encoders.dtype)  # (1, 3, 1, H, W)
+    return ReferenceCondition(latents=components.vae.encode(video))
+
+
 def _prompt(request: GenerateRequest, encoders: Encoders, default: str) -> tuple[str, tuple[str, ...]]:
     """The prompt, and what to tell a user who gave none."""
     if request.prompt is not None or not encoders.has_text:
@@ -178,11 +198,18 @@ def _prompt(request: GenerateRequest, encoders: Encoders, default: str) -> tuple
 
 
 def _check_taken(request: GenerateRequest, encoders: Encoders, model: str) -> None:
-    text = encoders.has_text
-    taken = {"captioner": text, "prompt": text, "audio": encoders.has_audio, "pose": encoders.has_pose}
-    for name, has in taken.items():
-        if getattr(request, name) and not has:
+    for name, condition in (("captioner", "text"), ("prompt", "text"), ("audio", "audio"), ("pose", "pose")):
+        if not getattr(request, name):
+            continue
+        if not encoders.accepts(condition):
             raise RequestError(f"{name}: the model {model} takes none; leave it out or choose another model")
+        missing = encoders.missing(condition)
+        if missing:
+            lacks = f"{name}: the model {model} lacks {' and '.join(missing)}"
+            if not PUBLISHED.issuperset(missing):
+                raise RequestError(f"{lacks}; leave it out or choose another model")
+            flags = " ".join(f"--component {part}" for part in missing)
+            raise RequestError(f"{lacks}; omnihuman-infer convert SRC --out DIR {flags} adds what is missing")
 
 
 def _wants_silence(request: GenerateRequest) -> bool:

@@ -20,6 +20,7 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE_SCALE = 100.0
 MAX_PROMPT_CHARACTERS = 4000
+MAX_ASPECT = 100.0
 
 
 class RequestError(ValueError):
@@ -33,7 +34,8 @@ class GenerateRequest:
     ``None`` stands for "as the model directory says" unless stated otherwise.
 
     Attributes:
-        image: Picture of the person (PNG, JPEG or WEBP).
+        image: Picture of the person (PNG, JPEG or WEBP). Without one the prompt says who is shown, and the model gets
+            the null of its reference, as for samples that drop it in training.
         audio: Sound that drives the person; any file with a sound track. The video is as long as the sound.
         pose: Keypoint file, or folder of them, that drives the person. Without ``audio`` the video is as long as the
             poses.
@@ -43,6 +45,7 @@ class GenerateRequest:
             or the base URL of a server with the OpenAI chat interface, which is then sent the picture.
         captioner_model: Name of a model of that server.
         captioner_key: Environment variable that holds the server's key; None for a server without one.
+        aspect: Width over height of a video without a picture; None is square. With one, the video has the picture's.
         out: The mp4 to write; an existing file is replaced once the new one is complete.
         seed: Same seed, same request, same model, same machine: same file.
         seconds: Length of a clip without audio and pose; with them, the most that is generated of them.
@@ -61,13 +64,14 @@ class GenerateRequest:
         allow_silence: Accept a silent recording.
     """
 
-    image: Path
+    image: Path | None = None
     audio: Path | None = None
     pose: Path | None = None
     prompt: str | None = None
     captioner: str | None = None
     captioner_model: str | None = None
     captioner_key: str | None = None
+    aspect: float | None = None
     out: Path = Path("out.mp4")
     seed: int = 0
     seconds: float | None = None
@@ -101,6 +105,10 @@ class GenerateRequest:
         """
         self._check_numbers()
         self._check_choices()
+        if self.image is None and not self.prompt:
+            raise RequestError("image: nothing says what the video shows; give --image or --prompt")
+        if self.image is not None and self.aspect is not None:
+            raise RequestError("aspect: the video has that of its picture; leave --aspect or --image out")
         if self.audio is None and self.pose is None and self.seconds is None:
             raise RequestError("audio: nothing says how long the video is; give --audio, --pose or --seconds")
         for name, path in (("image", self.image), ("audio", self.audio), ("pose", self.pose)):
@@ -113,6 +121,7 @@ class GenerateRequest:
         _check_integer("num_steps", self.num_steps, 1, MAX_STEPS)
         _check_integer("segment_frames", self.segment_frames, 1, 100_000)
         _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
+        _check_number("aspect", self.aspect, 1 / MAX_ASPECT, MAX_ASPECT)
         _check_number("max_seconds", self.max_seconds, 0.04, 86_400.0)
         _check_number("seconds", self.seconds, 0.04, self.max_seconds)
         if self.speaker_region is None:
@@ -198,6 +207,19 @@ def parse_region(text: str) -> tuple[float, float, float, float]:
             f"speaker_region: must be four numbers x0,y0,x1,y1 between 0 and 1, such as 0,0,0.5,1, got {text!r}"
         ) from None
     return x0, y0, x1, y1
+
+
+def parse_aspect(text: str) -> float:
+    """``"W:H"``, or the ratio itself, to a number.
+
+    Raises:
+        RequestError: neither.
+    """
+    width, _, height = text.partition(":")
+    try:
+        return float(width) / float(height or 1)
+    except (ValueError, ZeroDivisionError):
+        raise RequestError(f"aspect: must be W:H, such as 3:5, or a number, got {text!r}") from None
 
 
 def is_url(captioner: str) -> bool:

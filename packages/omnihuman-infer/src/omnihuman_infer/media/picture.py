@@ -128,7 +128,29 @@ def fit_size(width: int, height: int, *, area: int, max_aspect: float, size_mult
             f"sizes must be positive and max_aspect at least 1, got {width}x{height}, area {area}, "
             f"max_aspect {max_aspect}, size_multiple {size_multiple}"
         )
-    wanted = min(max(width / height, 1 / max_aspect), max_aspect)
+    out_width, out_height = _nearest_size(width / height, area=area, max_aspect=max_aspect, size_multiple=size_multiple)
+    scale = min(width / out_width, height / out_height)
+    left, top = (width - out_width * scale) / 2, (height - out_height * scale) / 2
+    return Fit(width=out_width, height=out_height, box=(left, top, left + out_width * scale, top + out_height * scale))
+
+
+def free_size(aspect: float, *, area: int, max_aspect: float, size_multiple: int) -> Fit:
+    """The size of a video without a picture: the one nearest ``aspect``, width over height, as of :func:`fit_size`.
+
+    Raises:
+        RequestError: the model makes no such aspect.
+    """
+    if max(aspect, 1 / aspect) > max_aspect * (1 + 1e-9):
+        raise RequestError(
+            f"aspect: this model makes {1 / max_aspect:.3g} to {max_aspect:.3g}, width over height, got {aspect:.3g}"
+        )
+    width, height = _nearest_size(aspect, area=area, max_aspect=max_aspect, size_multiple=size_multiple)
+    return Fit(width=width, height=height, box=(0.0, 0.0, float(width), float(height)))
+
+
+def _nearest_size(aspect: float, *, area: int, max_aspect: float, size_multiple: int) -> tuple[int, int]:
+    """Width and height; see :func:`fit_size`."""
+    wanted = min(max(aspect, 1 / max_aspect), max_aspect)
     limit = max(1, math.ceil(math.sqrt(area * max_aspect) / size_multiple) + 1)
     best: tuple[float, int, int] | None = None
     for rows in range(1, limit + 1):
@@ -143,10 +165,8 @@ def fit_size(width: int, height: int, *, area: int, max_aspect: float, size_mult
             if best is None or cost < best[0] - 1e-12:
                 best = (cost, h, w)
     assert best is not None, "a square always passes the aspect test"
-    _, out_height, out_width = best
-    scale = min(width / out_width, height / out_height)
-    left, top = (width - out_width * scale) / 2, (height - out_height * scale) / 2
-    return Fit(width=out_width, height=out_height, box=(left, top, left + out_width * scale, top + out_height * scale))
+    _, height, width = best
+    return width, height
 
 
 def resize(picture: Image.Image, fit: Fit) -> NDArray[np.uint8]:
