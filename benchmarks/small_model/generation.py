@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import wave
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from omnihuman_conditions.pose.files import save_pose
 from omnihuman_conditions.pose.keypoints import PoseSequence
-from omnihuman_core.dropout import null_latents
 from omnihuman_infer import GenerateRequest, OmniHumanPipeline
 from omnihuman_train.data.characters import FRAME_RATE, SAMPLE_RATE, CharacterClip, make_clip, split_seed
 
@@ -50,14 +48,16 @@ def generate(
     picture: bool = True,
     **request: Any,
 ) -> Tensor:
-    """Frames generated from the clip's reference picture, ``(3, T, H, W)`` in [-1, 1].
-
-    Without ``picture`` the reference is at its null, as for samples that drop it in training.
-    """
+    """Frames generated from the clip's reference picture, or at its aspect without one, ``(3, T, H, W)`` in [-1, 1]."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_picture(root / "reference.png", clip.reference)
-        inputs: dict[str, Any] = {"image": root / "reference.png", "out": root / "out.mp4", "prompt": prompt}
+        inputs: dict[str, Any] = {"out": root / "out.mp4", "prompt": prompt}
+        if picture:
+            write_picture(root / "reference.png", clip.reference)
+            inputs["image"] = root / "reference.png"
+        else:
+            height, width = clip.reference.shape[1:]
+            inputs["aspect"] = width / height
         if audio:
             write_wav(root / "voice.wav", clip.waveform if waveform is None else waveform)
             inputs["audio"] = root / "voice.wav"
@@ -65,9 +65,6 @@ def generate(
             save_pose(PoseSequence(keypoints=clip.keypoints, fps=FRAME_RATE), root / "pose.json")
             inputs["pose"] = root / "pose.json"
         prepared = pipeline.prepare(GenerateRequest(**inputs, allow_silence=True, **request))
-        if not picture and prepared.conditions.reference is not None:
-            null = null_latents(prepared.conditions.reference)
-            prepared = replace(prepared, conditions=replace(prepared.conditions, reference=null))
         pieces = list(pipeline.frames(prepared))
     frames = torch.from_numpy(np.concatenate(pieces)).permute(3, 0, 1, 2).float() / 127.5 - 1
     return frames[:, : clip.video.shape[1]] if audio or pose else frames
