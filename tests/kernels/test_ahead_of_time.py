@@ -223,9 +223,9 @@ def test_float32_and_many_audio_tokens_fit(monkeypatch, arch):
     for launched in record(monkeypatch, [frame_cross_attention, joint_attention], arch, run):
         kernel = compile_for(launched, arch)
         assert kernel.shared <= SHARED_LIMIT[arch]
-        # The backward of audio attention spills at these sizes, and that of attention four numbers on Hopper.
-        if "frame" not in launched.kernel.__module__ or launched.kernel.__name__ == "forward_kernel":
-            assert kernel.spilled <= 16, label(launched)
+        # Backward spills at these sizes, in float32 by an amount that depends on the compiler.
+        if launched.kernel.__name__ == "forward_kernel":
+            assert kernel.spilled == 0, label(launched)
 
 
 @pytest.mark.parametrize("change", ["strides", "base", "broadcast"])
