@@ -1,11 +1,13 @@
 """Bad input to the command line: one clear line and exit code 2, before any work."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from omnihuman_train.__about__ import __version__
 from omnihuman_train.cli import main
 
 DEBUG = "omnihuman_train.recipes.debug:debug"
@@ -18,7 +20,10 @@ DEBUG = "omnihuman_train.recipes.debug:debug"
         (["--config", "omnihuman_train.recipes.debug:huge"], "has no function 'huge'"),
         (["--config", "omnihuman_train.recipes.debug"], "write it as module:function"),
         (["--config", "tests.train.recipes:NOT_A_FUNCTION"], "has no function"),
-        (["--config", "tests.train.recipes:no_recipe"], "must return a TrainConfig, got dict"),
+        (
+            ["--config", "tests.train.recipes:no_recipe"],
+            "must return a TrainConfig, a StageConfig or a VAETrainConfig, got dict",
+        ),
         (
             ["--config", "tests.train.recipes:pose_first"],
             "'IPA' trains ['text', 'pose']: a stronger condition joins only",
@@ -35,6 +40,12 @@ DEBUG = "omnihuman_train.recipes.debug:debug"
         (["--set", "preset=huge"], "preset 'huge' of 'causal' does not exist; it has ['base', 'tiny']"),
         (["--set", "vae_reconstruction=l7"], "reconstruction must be 'l1' or 'charbonnier', got 'l7'"),
         (["--set", "run.device=abacus"], "run.device 'abacus' cannot be used here"),
+        (["--set", "vae.device=meta"], "; for the CPU give --set vae.device=cpu"),
+        (
+            ["--config", "omnihuman_train.recipes.vae:small", "--set", "run.device=hpu"],
+            "run.device 'hpu' cannot be used",
+        ),
+        (["--config", DEBUG, "--speed", "3"], "unrecognized arguments: --speed 3; see omnihuman-train --help"),
         (["--set", "clips.sizes=[[32, 32], [40, 24]]"], "clips.sizes: (40, 24) must be multiples of 16 pixels"),
         (["--set", "clips.sizes=[[32, 32], [30, 32]]"], "height must be a multiple of 8, got 30"),
         (["--set", "clips.clips=[3]"], "clips.clips needs one entry per size, got 1"),
@@ -68,11 +79,47 @@ def test_an_output_that_is_no_folder_is_named(tmp_path: Path, capsys: pytest.Cap
     assert out.read_text() == "mine"
 
 
-def test_missing_arguments_exit_with_two(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        main(["run", "--config", DEBUG])
-    assert error.value.code == 2
-    assert "--out" in capsys.readouterr().err
+def test_missing_arguments_are_one_line_and_two(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in ((["run", "--config", DEBUG], "--out"), ([], "command"), (["data"], "action")):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("omnihuman-train: the following arguments are required: ")
+        assert message in line
+        assert "--help" in line
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"omnihuman-train {__version__}\n"
+
+
+def test_a_recipe_in_the_current_folder_is_found(tmp_path: Path) -> None:
+    """As a user runs it: the console script, whose own folder is first on the path."""
+    (tmp_path / "mine_alone.py").write_text("from omnihuman_train.recipes.debug import debug as mine\n")
+    script = Path(sys.executable).with_name("omnihuman-train")
+    command = [str(script), "plan", "--config", "mine_alone:mine", "--gpus", "1", "--gpu", "h100"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["run", "--config", DEBUG], ["data", "pack", "--characters", "1", "--frames", "5"]):
+        assert main([*command, "--out", "/proc/nowhere"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("omnihuman-train: --out /proc/nowhere: cannot be made a folder (")
+
+
+def test_an_error_before_the_first_step_leaves_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    from omnihuman_train.loop import progress_bar
+
+    for moved in (0, 1):
+        with contextlib.suppress(ValueError), progress_bar("work", 0, 3, shown=True) as (advance, _):
+            for _ in range(moved):
+                advance()
+            raise ValueError
+        assert ("1/3" in capsys.readouterr().out) == bool(moved)
 
 
 def test_stopping_by_hand_says_how_to_go_on(

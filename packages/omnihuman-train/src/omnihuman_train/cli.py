@@ -1,4 +1,4 @@
-"""``omnihuman-train``: run a recipe, or make a model to start from."""
+"""``omnihuman-train``: run a recipe, plan it, make its data, or make a model to start from."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from omnihuman_train.__about__ import __version__
 from omnihuman_train.data_cli import add_data_commands
 from omnihuman_train.plan_cli import add_plan_command
+from omnihuman_train.recipe_argument import add_recipe_arguments, read_recipe
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="omnihuman-train", description="Omni-conditions training.")
+    top = _Parser(prog="omnihuman-train", description="Omni-conditions training.")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a recipe, or parts of it; resumes where it stopped")
-    run.add_argument("--config", required=True, metavar="MODULE:FUNCTION", help="recipe, a function without arguments")
-    run.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change one field of the recipe")
+    add_recipe_arguments(run)
     run.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     run.add_argument(
         "--parts",
@@ -38,18 +48,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from omnihuman_core.config import load_function, override
     from omnihuman_train import runs, stage_config, vae_run
     from omnihuman_train.config import TrainConfig
     from omnihuman_train.parts import PARTS
 
-    config = load_function(arguments.config)()
+    kinds = (TrainConfig, stage_config.StageConfig, vae_run.VAETrainConfig)
+    config = read_recipe(arguments, kinds, "a TrainConfig, a StageConfig or a VAETrainConfig")
     if isinstance(config, stage_config.StageConfig):
-        _run_stage(override(config, arguments.set), arguments)
+        _run_stage(config, arguments)
         return
-    if not isinstance(config, TrainConfig | vae_run.VAETrainConfig):
-        raise ValueError(f"--config {arguments.config}: must return a TrainConfig, got {type(config).__name__}")
-    config = override(config, arguments.set)
     known = list(PARTS if isinstance(config, TrainConfig) else vae_run.PARTS)
     parts = known if arguments.parts is None else arguments.parts.split(",")
     if unknown := [part for part in parts if part not in known]:
@@ -80,19 +87,34 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, 2 where something is wrong (one line says what), 130 where the user stopped it."""
-    arguments = parser().parse_args(argv)
+    """Run the command line.
+
+    Returns:
+        0; 1 where ``plan`` finds that a run does not fit; 2 on bad input, with one line that says what is wrong; 130
+        after Ctrl-C.
+    """
     # Under torchrun: who says so.
     name = "omnihuman-train" + (f" (process {os.environ['RANK']})" if "RANK" in os.environ else "")
+    hint = "nothing was written"
     try:
+        arguments = parser().parse_args(argv)
+        hint = _GOES_ON.get(arguments.command, hint)
         # Torch takes seconds to import; --help shall not.
-        arguments.run(arguments)
-    except (ValueError, FloatingPointError, OSError) as error:
+        return int(arguments.run(arguments) or 0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"{name}: {where}{error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+    except (ValueError, FloatingPointError) as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except KeyboardInterrupt:
-        goes_on = arguments.command == "run"
-        hint = "the same command goes on from the last checkpoint" if goes_on else "nothing was written"
         print(f"{name}: stopped; {hint}", file=sys.stderr)
-        return 130
-    return 0
+        return INTERRUPTED
+
+
+# What a command says where it was stopped, if it left something behind.
+_GOES_ON = {
+    "run": "the same command goes on from the last checkpoint",
+    "data": "the same command goes on after the last shard",
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +46,7 @@ def add_data_commands(commands: Any) -> None:
     cache.add_argument("--rank", type=int, default=0, help="number of this process among --world")
     cache.add_argument("--world", type=int, default=1, help="processes that share the shards")
     cache.add_argument("--workers", type=int, default=1, help="processes to start here")
-    cache.set_defaults(run=_guarded(_cache))
+    cache.set_defaults(run=_cache)
 
 
 def _add_pack(actions: Any) -> None:
@@ -68,20 +67,7 @@ def _add_pack(actions: Any) -> None:
     pack.add_argument("--licence", help="licence of clips whose notes name none")
     pack.add_argument("--assume-sync", action="store_true", help="take voices for lip-synced unless the notes say not")
     pack.add_argument("--workers", type=int, default=1, help="processes to start here")
-    pack.set_defaults(run=_guarded(_pack))
-
-
-def _guarded(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
-    """A command that may be stopped and goes on."""
-
-    def guarded(arguments: argparse.Namespace) -> None:
-        try:
-            run(arguments)
-        except KeyboardInterrupt:
-            print("omnihuman-train: stopped; the same command goes on after the last shard", file=sys.stderr)
-            raise SystemExit(130) from None
-
-    return guarded
+    pack.set_defaults(run=_pack)
 
 
 def _pack(arguments: argparse.Namespace) -> None:
@@ -125,10 +111,12 @@ def _pack(arguments: argparse.Namespace) -> None:
 def _cache(arguments: argparse.Namespace) -> None:
     from omnihuman_train.data.encoder import EncodeConfig
     from omnihuman_train.data.states import encode_states
+    from omnihuman_train.devices import check_device
 
     chosen = {name: getattr(arguments, name) or arguments.model for name in ("vae", "audio", "text")}
     if missing := [name for name, value in chosen.items() if value is None]:
         raise ValueError(f"--{missing[0]}: give it, or a --model that has one")
+    check_device(arguments.device, "--device")
     config = EncodeConfig(**chosen, caption=arguments.caption, precision=arguments.precision, device=arguments.device)
     with _counted("encode clips", None) as (advance, total):
         report = encode_states(
@@ -208,9 +196,10 @@ def _size(flag: str, text: str) -> tuple[int, int]:
 def _counted(title: str, total: int | None) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
     """A progress bar; yields the functions that advance it and that set its length."""
     from rich.console import Console
-    from rich.progress import Progress
+
+    from omnihuman_train.progress import CountingBar
 
     # On the error stream: the results may go to a file.
-    with Progress(console=Console(stderr=True)) as progress:
+    with CountingBar(console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count), lambda count: progress.update(task, total=count)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from omnihuman_core.contracts import LossOutput
@@ -27,6 +27,7 @@ from omnihuman_train.distributed.shards import whole
 from omnihuman_train.ema import Ema
 from omnihuman_train.metrics import MetricLog
 from omnihuman_train.optim import OptimizerGroup
+from omnihuman_train.progress import CountingBar
 from omnihuman_train.watching import StepTiming, Watcher
 
 # Stream of the random numbers that a model itself draws (posterior noise), apart from those of data and sigma.
@@ -186,7 +187,7 @@ def progress_bar(
 ) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
     """A bar for the terminal; yields what advances it by a step, and what shows a text beside it."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not shown) as progress:
+    with CountingBar(*columns, TextColumn("{task.fields[loss]}"), disable=not shown) as progress:
         bar = progress.add_task(title, total=steps, completed=start, loss="")
         yield lambda: progress.advance(bar), lambda text: progress.update(bar, loss=text)
 

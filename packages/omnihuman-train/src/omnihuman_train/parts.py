@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from omnihuman_core.checkpoint import load_safetensors, save_safetensors
@@ -27,6 +26,7 @@ from omnihuman_train.distributed.mesh import World, join
 from omnihuman_train.export import export
 from omnihuman_train.model import OmniModel, build
 from omnihuman_train.objective import FlowObjective
+from omnihuman_train.progress import CountingBar
 from omnihuman_train.trainer import fit
 
 # Beside the latents: which VAE made them.
@@ -213,6 +213,6 @@ def check_encoded_by(vae: Any, latents: Path) -> None:
 @contextmanager
 def counted(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar; yields the function that advances it."""
-    with Progress() as progress:
+    with CountingBar() as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)

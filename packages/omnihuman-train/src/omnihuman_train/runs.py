@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from omnihuman_core.config import to_toml
 from omnihuman_core.plugins import plugin
 from omnihuman_train.config import TrainConfig
+from omnihuman_train.devices import check_device
 from omnihuman_train.distributed.mesh import leave, processes, rank
+from omnihuman_train.folders import make_folder
 from omnihuman_train.model import build
 from omnihuman_train.parts import PARTS
 
@@ -22,8 +22,8 @@ def check(config: TrainConfig) -> None:
     Raises:
         ValueError: an unknown preset or device, or sizes and lengths that do not fit together.
     """
-    for run_config in (config.vae, config.decoder, config.run):
-        check_device(run_config.device)
+    for name in ("vae", "decoder", "run"):
+        check_device(getattr(config, name).device, f"{name}.device")
     plugin("objective", "vae").config_class(reconstruction=config.vae_reconstruction)
     spec = build("video_vae", "causal", config.preset).latent_spec
     multiple = build("backbone", "mmdit", config.preset).spec.spatial_multiple
@@ -43,18 +43,6 @@ def check(config: TrainConfig) -> None:
             f"segment.motion_latents is {config.segment.motion_latents}, but generation.motion_frames = "
             f"{motion_frames} are {motion} latent frames; make them agree"
         )
-
-
-def check_device(name: str) -> None:
-    """Check that a device is there.
-
-    Raises:
-        ValueError: torch cannot use it here.
-    """
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"run.device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
 
 
 def check_processes(config: TrainConfig, parts: Sequence[str]) -> None:
@@ -88,7 +76,7 @@ def run(config: TrainConfig, out: Path, parts: Sequence[str]) -> None:
     """
     check(config)
     check_processes(config, parts)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if rank() == 0:
         (out / "config.toml").write_text(to_toml(config))
     for part in parts:

@@ -15,6 +15,7 @@ from omnihuman_core.contracts import LossOutput
 from omnihuman_core.model_dir import load_component, read_index
 from omnihuman_core.ops.attention_choice import choose_ops
 from omnihuman_train.data.stream import FlowStream
+from omnihuman_train.devices import check_device
 from omnihuman_train.distributed.activation_checkpoint import checkpoint_blocks
 from omnihuman_train.distributed.compile import compile_blocks
 from omnihuman_train.distributed.fsdp import first_builds
@@ -24,7 +25,6 @@ from omnihuman_train.flops import training_flops
 from omnihuman_train.lora import add_lora, merged_state
 from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
-from omnihuman_train.runs import check_device
 from omnihuman_train.stage_config import PARTS, StageConfig, check_start
 from omnihuman_train.trainer import fit
 from omnihuman_train.watch import watchers
@@ -47,7 +47,7 @@ def run_stage(config: StageConfig, out: Path) -> None:
         ValueError: the order of stages is not the paper's, or ``start``, data and sizes do not fit the configuration.
         FloatingPointError: the loss is not finite or jumped; the samples are named in ``out/guard``.
     """
-    check_device(config.run.device)
+    check_device(config.run.device, "run.device")
     check_start(config)
     world = join(config.run.parallel, config.run.device)
     if world.main:
@@ -163,7 +163,7 @@ def streams(config: StageConfig, world: World) -> list[FlowStream]:
     return [
         FlowStream(
             Path(config.data),
-            config.stream,
+            config.batches(),
             config.segment,
             (config.stage,),
             seed=config.run.seed,

@@ -19,7 +19,9 @@ from omnihuman_train.adversarial import DiscriminatorConfig, check_parallel, fit
 from omnihuman_train.config import ClipsConfig, RunConfig
 from omnihuman_train.data.batches import VideoBatches
 from omnihuman_train.data.clips import render_clips
+from omnihuman_train.devices import check_device
 from omnihuman_train.distributed.mesh import join, leave, processes, rank
+from omnihuman_train.folders import make_folder
 from omnihuman_train.model import build
 from omnihuman_train.parts import counted, latent_statistics, shares
 
@@ -99,8 +101,9 @@ def check(config: VAETrainConfig) -> None:
     """Check the sizes against the VAE, before any work.
 
     Raises:
-        ValueError: an unknown preset or term, or a size or length that the VAE does not take.
+        ValueError: an unknown device, preset or term, or a size or length that the VAE does not take.
     """
+    check_device(config.run.device, "run.device")
     from_table(plugin("objective", "vae").config_class, _set_fields(config.loss), path="loss")
     spec = build("video_vae", "causal", config.preset).latent_spec
     for size in config.clips.sizes:
@@ -126,7 +129,7 @@ def run_vae(config: VAETrainConfig, out: Path, parts: Sequence[str] = PARTS) -> 
     if "vae" in parts:
         check_parallel(config.run)
     check_processes(config.run, parts)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if rank() == 0:
         (out / "config.toml").write_text(to_toml(config))
     if "render" in parts:

@@ -28,6 +28,7 @@ from omnihuman_train.data.shards import (
     write_index,
     write_tar,
 )
+from omnihuman_train.folders import make_folder
 
 # Beside the shards while the set is being made: what is known of each finished shard.
 PARTS = ".parts"
@@ -98,7 +99,8 @@ def build(
     if (out / INDEX).exists():
         return _finished(out, recipe, progress)
     parts = out / PARTS
-    parts.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+    parts.mkdir(exist_ok=True)
     _check_recipe(parts / "recipe.json", recipe, out)
     mine = [number for number in range(len(jobs)) if number % world == rank]
     todo = [number for number in mine if not _part(out, number).exists()]
@@ -189,20 +191,34 @@ def _check_recipe(path: Path, recipe: Mapping[str, Any], out: Path) -> None:
     if path.exists():
         found = next(read_lines(path))[1]
         if found != recipe:
-            raise ValueError(f"{out}: begun with other {_difference(found, recipe)}; choose another --out or delete it")
+            raise ValueError(_other(out, "begun", found, recipe))
     else:
         write_lines(path, [recipe])
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)))
+def _other(out: Path, done: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    different = ", ".join(_difference(found, wanted))
+    return (
+        f"{out}: this data set was {done} from other input or with other settings ({different}); give another --out, "
+        f"or delete the folder to make it anew"
+    )
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
+    names: list[str] = []
+    for name in sorted(found.keys() | wanted.keys()):
+        one, other = found.get(name), wanted.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping) and name != "unusable":
+            names += _difference(one, other, f"{path}{name}.")
+        elif one != other:
+            names.append(f"{path}{name}")
+    return names
 
 
 def _finished(out: Path, recipe: Mapping[str, Any], progress: Callable[[int], None]) -> BuildReport:
     index = read_index(out)
     if index.recipe != recipe:
-        different = _difference(index.recipe, recipe)
-        raise ValueError(f"{out}: made with other {different}; choose another --out or delete it")
+        raise ValueError(_other(out, "made", index.recipe, recipe))
     samples = sum(len(shard.samples) for shard in index.shards)
     progress(samples + len(index.broken))
     return BuildReport(samples=samples, shards=len(index.shards), left=0, broken=index.broken)

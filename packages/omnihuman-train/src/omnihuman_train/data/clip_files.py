@@ -45,8 +45,10 @@ def find_clips(folder: Path) -> list[Path]:
     """Video files below ``folder``, in order of their names.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or no such folder.
     """
+    if not folder.is_dir():
+        raise ValueError(f"--clips {folder}: no such folder")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise ValueError(f"--clips {folder}: no video files here ({', '.join(SUFFIXES)})")

@@ -194,7 +194,10 @@ def open_component(component: str, choice: str, device: str) -> Any:
         return load_component(choice, component, device=device)
     name, colon, preset = choice.partition(":")
     if not colon:
-        raise ValueError(f"--{flag} {choice}: no such model directory; give one, or PLUGIN:PRESET")
+        raise ValueError(
+            f"--model or --{flag} {choice}: no such model directory; give one, or --{flag} PLUGIN:PRESET "
+            f"(`omnihuman-infer info {choice}` says where a shipped model lies)"
+        )
     kind = "video_vae" if component == "vae" else "feature_extractor"
     # A fresh VAE is of use for trials alone, but it is the same one in every process.
     with torch.random.fork_rng(devices=[]):
