@@ -11,6 +11,7 @@ import pytest
 
 from omnihuman_core.config import from_table, override, to_toml
 from omnihuman_train.init import InitConfig
+from omnihuman_train.lora import LoraSettings
 from omnihuman_train.recipes import stage1, stage2, stage3
 from omnihuman_train.stage_config import (
     PARTS,
@@ -79,6 +80,31 @@ def test_a_stage_starts_from_the_one_before_or_not_at_all(tmp_path: Path) -> Non
     check_start(third)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "what"), [(stage2.small, r"train 'text' \(text\) first"), (stage1.hunyuan_video, "omnihuman-train init")]
+)
+def test_a_start_that_does_not_exist_is_named(recipe: Callable[[], StageConfig], what: str) -> None:
+    with pytest.raises(ValueError, match=f"start: nowhere does not exist; .*{what}.*, or name it with --set start="):
+        check_start(replace(recipe(), start="nowhere"))
+
+
+def test_one_field_is_the_size_of_a_batch() -> None:
+    for assignments in (["run.batch_size=32"], ["stream.batch.batch_size=32", "run.batch_size=32"]):
+        config = override(stage1.small(), assignments)
+        assert (config.run.batch_size, config.batches().batch.batch_size) == (32, 32)
+    with pytest.raises(ValueError, match="batch_size is 32, but run.batch_size is 64; set run.batch_size alone"):
+        override(stage1.small(), ["stream.batch.batch_size=32"])
+    with pytest.raises(ValueError, match="batch of 64 samples is no multiple of stream.batch.multiple, 7"):
+        override(stage1.small(), ["stream.batch.multiple=7"])
+    budget = override(stage1.small(), ["stream.batch.token_budget=9000", "stream.batch.multiple=2"])
+    assert budget.batches() == budget.stream
+
+
+def test_low_rank_updates_are_set_by_one_field() -> None:
+    config = override(stage2.small(), ["lora.rank=8"])
+    assert config.lora == LoraSettings(rank=8)
+
+
 def test_an_initialised_base_has_gone_through_no_stage(tmp_path: Path) -> None:
     check_start(replace(stage1.hunyuan_video(), start=str(tmp_path)))
     check_start(stage1.small())
@@ -102,6 +128,8 @@ def test_a_broken_order_or_ratio_is_refused_with_the_paper() -> None:
 
 def test_steps_are_those_of_the_stage() -> None:
     with pytest.raises(ValueError, match=r"run.steps is 7, but stage 'text' has 100000"):
+        override(stage1.small(), ["run.steps=7"])
+    with pytest.raises(ValueError, match="or cut the run short with --trial"):
         override(stage1.small(), ["run.steps=7"])
     assert shortened(stage1.small(), 3).run.steps == 3
     with pytest.raises(ValueError, match="--trial must be at least 1"):

@@ -143,13 +143,14 @@ def test_noise_seeds_differ_by_seed_step_and_row_and_are_those_of_the_row() -> N
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "token_budget or batch_size, one of them"),
-        ({"token_budget": 9, "batch_size": 9}, "one of them"),
-        ({"batch_size": 0}, "at least 1"),
-        ({"token_budget": 9, "window": 0}, "at least 1"),
-        ({"batch_size": 6, "multiple": 4}, "batch_size 6 is no multiple of data.multiple 4"),
+        ({"token_budget": 9, "batch_size": 9}, "are both set; give one of them"),
+        ({"batch_size": 0}, "stream.batch.batch_size must be at least 1, got 0"),
+        ({"token_budget": 9, "window": 0}, "stream.batch.window must be at least 1"),
+        ({"batch_size": 6, "multiple": 4}, "batch of 6 samples is no multiple of stream.batch.multiple, 4"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(values: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BatchConfig(**values)
+    with pytest.raises(ValueError, match="batches have no size; set stream.batch.token_budget or"):
+        plan_of({Bucket(5, 8, 8): [2]}, BatchConfig())

@@ -106,12 +106,13 @@ class StageConfig:
         vae: Model directory whose VAE made the latents, for validation videos and the exported model; None takes that
             of ``start``.
         data: Encoded data set, as ``omnihuman-train data cache`` writes it.
-        stream: How it is read.
+        stream: How it is read; its batches have ``run.batch_size`` samples, unless ``stream.batch.token_budget`` says
+            how many fit.
         stages: Every stage up to this one, in order; the last one is trained here.
         flow: Objective.
         segment: Frames per sample.
-        run: Training; ``run.steps`` is the number of steps of the last stage, ``run.batch_size`` that of the stream, or
-            what its token budget comes to on the whole.
+        run: Training; ``run.steps`` is the number of steps of the last stage, ``run.batch_size`` the samples of a step,
+            or what the token budget of the stream comes to on the whole.
         lora: Train low-rank updates of the backbone beside the condition paths, in place of all weights; the exported
             model has them merged.
         activation_checkpoint: What the blocks recompute in the backward pass.
@@ -140,11 +141,16 @@ class StageConfig:
         check_stages(self.stages)
         if self.run.steps != self.stage.steps:
             raise ValueError(
-                f"run.steps is {self.run.steps}, but stage {self.stage.name!r} has {self.stage.steps}; make them equal"
+                f"run.steps is {self.run.steps}, but stage {self.stage.name!r} has {self.stage.steps}; make them "
+                f"equal, or cut the run short with --trial"
             )
-        size = self.stream.batch.batch_size
-        if size is not None and size != self.run.batch_size:
-            raise ValueError(f"stream.batch.batch_size is {size}, but run.batch_size is {self.run.batch_size}")
+        if self.stream.batch.batch_size not in (None, self.run.batch_size):
+            raise ValueError(
+                f"stream.batch.batch_size is {self.stream.batch.batch_size}, but run.batch_size is "
+                f"{self.run.batch_size}; set run.batch_size alone"
+            )
+        # Refused here and not where the data is opened.
+        self.batches()
         name = self.stage.name
         if self.stage.pictures:
             raise ValueError(
@@ -154,7 +160,7 @@ class StageConfig:
         if self.stage.batch_size not in (None, self.run.batch_size):
             raise ValueError(
                 f"stages: batch_size of {name!r} is {self.stage.batch_size}, but a run of one stage takes that of the "
-                f"run, {self.run.batch_size}; leave it out, and set run.batch_size and stream.batch.batch_size"
+                f"run, {self.run.batch_size}; leave it out, and set run.batch_size"
             )
         if self.lora is not None and self.start is None:
             raise ValueError("lora adapts a trained model, but start is not set; name its model directory")
@@ -168,6 +174,13 @@ class StageConfig:
     def stage(self) -> Stage:
         """The stage that this run trains."""
         return self.stages[-1]
+
+    def batches(self) -> StreamConfig:
+        """``stream`` with the size of its batches."""
+        batch = self.stream.batch
+        if batch.token_budget is None:
+            batch = replace(batch, batch_size=self.run.batch_size)
+        return replace(self.stream, batch=batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +209,10 @@ def check_start(config: StageConfig) -> None:
     """
     if config.start is None:
         return
+    if not Path(config.start).is_dir():
+        before = config.stages[:-1]
+        made_by = f"train {_names(before)} first" if before else "make it with `omnihuman-train init`"
+        raise ValueError(f"start: {config.start} does not exist; {made_by}, or name it with --set start=DIR")
     path = Path(config.start) / RECORD
     done = from_table(TrainingRecord, read_toml(path)).stages if path.exists() else ()
     before = config.stages[:-1]

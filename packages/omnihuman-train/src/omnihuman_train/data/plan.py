@@ -26,6 +26,8 @@ _MASK = (1 << 64) - 1
 class BatchConfig:
     """Size of batches, and how they are drawn. Give ``token_budget`` or ``batch_size``.
 
+    A stage that gives neither takes ``run.batch_size``.
+
     Attributes:
         token_budget: Most latent positions in the batch of a step, over all processes.
         batch_size: Samples in the batch of a step, over all processes.
@@ -40,26 +42,32 @@ class BatchConfig:
     window: int = 8
 
     def __post_init__(self) -> None:
-        if (self.token_budget is None) == (self.batch_size is None):
-            raise ValueError("data needs token_budget or batch_size, one of them")
-        if self.multiple < 1 or self.window < 1 or (self.token_budget or self.batch_size or 0) < 1:
-            raise ValueError("data.token_budget, batch_size, multiple and window must be at least 1")
+        if self.token_budget is not None and self.batch_size is not None:
+            raise ValueError("stream.batch.token_budget and stream.batch.batch_size are both set; give one of them")
+        for name in ("token_budget", "batch_size", "multiple", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"stream.batch.{name} must be at least 1, got {value}")
         if self.batch_size is not None and self.batch_size % self.multiple:
-            raise ValueError(f"data.batch_size {self.batch_size} is no multiple of data.multiple {self.multiple}")
+            raise ValueError(
+                f"a batch of {self.batch_size} samples is no multiple of stream.batch.multiple, {self.multiple}; "
+                f"it is for batches by stream.batch.token_budget, leave it 1"
+            )
 
     def size(self, bucket: Bucket, tokens: int) -> int:
         """Samples of a batch whose samples have ``tokens`` latent positions each.
 
         Raises:
-            ValueError: the smallest batch is over the budget.
+            ValueError: the smallest batch is over the budget, or there is no size at all.
         """
         if self.batch_size is not None:
             return self.batch_size
-        assert self.token_budget is not None
+        if self.token_budget is None:
+            raise ValueError("batches have no size; set stream.batch.token_budget or stream.batch.batch_size")
         count = self.token_budget // (tokens * self.multiple) * self.multiple
         if not count:
             raise ValueError(
-                f"data.token_budget is {self.token_budget}, but {self.multiple} samples of {bucket} have "
+                f"stream.batch.token_budget is {self.token_budget}, but {self.multiple} samples of {bucket} have "
                 f"{self.multiple * tokens} latent positions; raise it, or take shorter or smaller samples"
             )
         return count

@@ -51,7 +51,7 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if self.threads < 1 or self.ahead < 0:
             raise ValueError(
-                f"data.threads must be at least 1 and data.ahead not negative, got {self.threads}, {self.ahead}"
+                f"stream.threads must be at least 1 and stream.ahead not negative, got {self.threads}, {self.ahead}"
             )
 
 
