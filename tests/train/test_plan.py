@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -146,7 +149,7 @@ def test_a_block_of_one_pass_ops_keeps_about_twenty_hidden_states() -> None:
 
 
 def test_the_13b_model_at_480p_is_planned_without_memory_or_time() -> None:
-    work = changed(workload(stage3.hunyuan_video()), accumulate=4)
+    work = changed(workload(stage3.hunyuan_video()), accumulate=4, sequence=1)
     plan = make_plan(work, gpu("h100"), 64)
     assert sum(work.parts.values()) == pytest.approx(14.2e9, rel=0.01)
     assert plan.samples == 1
@@ -161,13 +164,32 @@ def test_the_13b_model_at_480p_is_planned_without_memory_or_time() -> None:
 
 
 def test_what_does_not_fit_names_the_smallest_change() -> None:
-    work = workload(stage3.hunyuan_video())
+    work = changed(workload(stage3.hunyuan_video()), accumulate=1, sequence=1)
     crowded = make_plan(work, gpu("h100"), 64)
     assert not crowded.fits
     assert smallest_change(work, gpu("h100"), 64) == "--set run.accumulate=4"
     assert make_plan(changed(work, accumulate=4), gpu("h100"), 64).fits
     assert not make_plan(changed(work, accumulate=2), gpu("h100"), 64).fits
     assert smallest_change(work, gpu("rtx4090"), 1) is None
+
+
+@pytest.mark.parametrize("recipe", [stage1, stage2, stage3])
+def test_the_shipped_recipes_fit_the_gpus_that_the_docs_name(recipe: ModuleType) -> None:
+    for work, count in ((workload(recipe.hunyuan_video()), 64), (workload(recipe.small()), 1)):
+        for name in ("a100", "h100"):
+            plan = make_plan(work, gpu(name), count)
+            assert plan.memory < 0.7 * plan.room
+
+
+def test_a_narrow_terminal_or_a_file_loses_nothing() -> None:
+    work = workload(tiny.tiny())
+    plan = make_plan(work, gpu("h100"), 1)
+    console = Console(file=io.StringIO(), width=80)
+    for table in tables(plan, mfu=0.35):
+        console.print(table)
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in out
+    assert all(stage.name in out for stage in work.stages)
 
 
 def test_several_ranks_share_time_and_pay_for_it() -> None:
@@ -214,7 +236,10 @@ def test_a_plan_that_cannot_be_is_one_line(
 
 
 def test_the_command_prints_tables_and_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--config", "omnihuman_train.recipes.stage1:small", "--gpus", "1", "--gpu", "h100"]) == 0
+    arguments = ["plan", "--config", "omnihuman_train.recipes.stage1:small", "--gpus", "1", "--gpu", "h100"]
+    assert main(arguments) == 0
+    assert "fits: a rank needs" in capsys.readouterr().out.splitlines()[-1]
+    assert main([*arguments, "--set", "run.accumulate=1"]) == 1
     out = capsys.readouterr().out
     assert all(title in out for title in ("Parameters", "Memory of a rank", "Time on 1 x H100 SXM"))
     assert "does not fit: a rank needs" in out.splitlines()[-1]

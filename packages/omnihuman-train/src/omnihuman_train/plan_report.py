@@ -66,24 +66,31 @@ def _memory(plan: Plan) -> Table:
 
 def _time(plan: Plan, mfu: float) -> Table:
     table = Table(title=f"Time on {plan.gpus} x {plan.gpu.name}")
-    columns = ("stage", "steps", "samples", "tokens", "TFLOP a sample", "step, s (at least)", "days (at least)")
-    for column in (*columns, f"days at MFU {100 * mfu:.0f} %", "MFU at the floor"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage, time in zip(plan.work.stages, plan.times, strict=True):
-        nominal = plan.gpus * plan.gpu.peak_flops
-        table.add_row(
-            stage.name,
-            f"{stage.steps:,}",
-            f"{stage.samples:,}",
-            f"{stage.tokens.total:,}",
-            f"{plan.work.flops(stage).total / 1e12:,.4g} forward, "
-            f"{time.model_flops / stage.samples / 1e12:,.4g} in all",
-            f"{time.total:.3g}",
-            f"{stage.steps * time.total / 86400:.3g}",
-            f"{stage.steps * max(time.model_flops / nominal / mfu, time.total) / 86400:.3g}",
-            f"{100 * time.model_flops / nominal / time.total:.0f} %",
-        )
+    # A stage is a column, folded where the terminal is narrow: a file or 80 columns lose nothing.
+    table.add_column("stage", overflow="fold")
+    for stage in plan.work.stages:
+        table.add_column(stage.name, justify="right", overflow="fold")
+    rows = [_stage_figures(plan, number, mfu) for number in range(len(plan.times))]
+    for label in rows[0]:
+        table.add_row(label, *(row[label] for row in rows))
     return table
+
+
+def _stage_figures(plan: Plan, number: int, mfu: float) -> dict[str, str]:
+    stage, time = plan.work.stages[number], plan.times[number]
+    nominal = plan.gpus * plan.gpu.peak_flops
+    assumed = max(time.model_flops / nominal / mfu, time.total)
+    return {
+        "steps": f"{stage.steps:,}",
+        "samples of a step": f"{stage.samples:,}",
+        "tokens of a sample": f"{stage.tokens.total:,}",
+        "TFLOP of a sample, forward": f"{plan.work.flops(stage).total / 1e12:,.4g}",
+        "TFLOP of a sample, in all": f"{time.model_flops / stage.samples / 1e12:,.4g}",
+        "step, s (at least)": f"{time.total:.3g}",
+        "days (at least)": f"{stage.steps * time.total / 86400:.3g}",
+        f"days at MFU {100 * mfu:.0f} %": f"{stage.steps * assumed / 86400:.3g}",
+        "MFU at the floor": f"{100 * time.model_flops / nominal / time.total:.0f} %",
+    }
 
 
 def verdict(plan: Plan) -> str:

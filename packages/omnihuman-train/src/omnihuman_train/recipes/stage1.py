@@ -7,7 +7,7 @@ Lengths, noise levels and the ratio of the reference are our choice; the ratios 
 from __future__ import annotations
 
 from omnihuman_core.model_dir import GenerationSettings
-from omnihuman_train.config import FlowConfig, OptimizerConfig, RunConfig, SegmentConfig
+from omnihuman_train.config import FlowConfig, OptimizerConfig, ParallelConfig, RunConfig, SegmentConfig
 from omnihuman_train.data.plan import BatchConfig
 from omnihuman_train.data.stream import StreamConfig
 from omnihuman_train.stage_config import ComponentConfig, ModelConfig, StageConfig
@@ -43,13 +43,16 @@ def hunyuan_video() -> StageConfig:
         ),
         vae=None,
         data="data/omni_480p",
-        stream=StreamConfig(batch=BatchConfig(batch_size=256, multiple=256)),
+        stream=StreamConfig(batch=BatchConfig()),
         stages=stages,
         flow=FlowConfig(sigma_shift=3.0),
         segment=SegmentConfig(latent_frames=32),
         run=RunConfig(
             steps=stages[-1].steps,
             batch_size=256,
+            # Half a sample at a time on 64 GPUs of 80 GB: `plan` counts 41 GiB; whole ones leave none to spare.
+            accumulate=8,
+            parallel=ParallelConfig(sequence=2),
             device="cuda",
             ema_decay=0.9999,
             checkpoint_minutes=30.0,
@@ -95,13 +98,15 @@ def small() -> StageConfig:
         ),
         vae="runs/vae/model",
         data="data/omni_256p",
-        stream=StreamConfig(batch=BatchConfig(batch_size=64, multiple=64)),
+        stream=StreamConfig(batch=BatchConfig()),
         stages=stages,
         flow=FlowConfig(),
         segment=SegmentConfig(latent_frames=12),
         run=RunConfig(
             steps=stages[-1].steps,
             batch_size=64,
+            # 16 samples at a time on one GPU of 80 GB.
+            accumulate=4,
             device="cuda",
             ema_decay=0.9995,
             checkpoint_minutes=15.0,
