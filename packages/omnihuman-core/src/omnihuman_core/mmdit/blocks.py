@@ -79,9 +79,10 @@ def _add_and_listen(
 
 def _beside(attended: Tensor, hidden: Tensor) -> Tensor:
     """``attended (B, L, D)`` and, beside it, the GELU of ``hidden (B, L, M)``; ``(B, L, D + M)``."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.cat([attended, F.gelu(hidden, approximate="tanh")], dim=-1)  # (B, L, D + M)
-    # Without gradients the GELU writes where it is wanted, which saves a pass over the wider part.
+    # Without gradients the GELU writes where it is wanted, which saves a pass over the wider part. A compiler sees to
+    # that itself, and takes no such destination.
     width = attended.shape[-1]
     joined = attended.new_empty(*attended.shape[:-1], width + hidden.shape[-1])
     joined[..., :width] = attended
