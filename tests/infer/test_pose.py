@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from omnihuman_conditions.pose.skeleton import SkeletonConfig, SkeletonExtractor
 from omnihuman_infer import GenerateRequest, OmniHumanPipeline, RequestError
 from omnihuman_infer.conditioning import PoseTrack
 from omnihuman_infer.loading import check_directory
 
 from .files import write_picture
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def waving(frames: int) -> torch.Tensor:
@@ -130,3 +133,20 @@ def test_bad_pose_files(toy_dir: Path, toy: OmniHumanPipeline, request_: Generat
     empty.mkdir()
     with pytest.raises(RequestError, match=r"^pose: .*no .json file"):
         toy(dataclasses.replace(request_, pose=empty))
+
+
+def test_the_shipped_gestures_are_those_of_the_demo() -> None:
+    from omnihuman_train.data.characters import make_clip, split_seed
+
+    given = SkeletonExtractor(SkeletonConfig.tiny()).load(EXAMPLES / "assets" / "gestures.json", fps=25.0)
+    clip = make_clip(
+        split_seed("heldout", 9006), num_frames=100, framing="half", speech="speech", persons=1, fail_rate=0.0
+    )
+    seen = given[..., 2] == 1
+    assert given.shape == clip.keypoints.shape
+    # Shoulders to wrists, and hands, in every frame; no point of the face.
+    assert seen[:, 5:11].all()
+    assert seen[:, 91:].all()
+    assert not seen[:, 23:91].any()
+    # Half the frames, joined by straight lines.
+    assert (given - clip.keypoints)[..., :2][seen].abs().max() < 0.02
