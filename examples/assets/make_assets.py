@@ -17,7 +17,7 @@ from torch import Tensor
 from omnihuman_train.data.characters import FRAME_RATE, SAMPLE_RATE, make_clip, split_seed
 
 HERE = Path(__file__).parent
-# Of COCO-WholeBody's 133 points: head and arms, then both hands. The rest is below the picture, or the voice's: the mouth.
+# Of COCO-WholeBody's 133 points: head and arms, then hands. The rest is below the picture, or the voice's: the mouth.
 SHOWN = (*range(11), *range(91, 133))
 
 
