@@ -83,6 +83,8 @@ def flags_of_script(script: Path) -> set[str]:
 def known_flags(words: list[str]) -> set[str] | None:
     """Flags of the command that ``words`` call; None where it is none of ours."""
     for start, word in enumerate(words):
+        if word == "pip":
+            return None
         if word in {"omnihuman-core", "omnihuman-infer", "omnihuman-train"}:
             names = (" ".join(words[start : start + length]) for length in (3, 2, 1))
             found = PARSERS[next(name for name in names if name in PARSERS)]
@@ -283,7 +285,7 @@ def test_faults_are_found(tmp_path):
         "# Here\n\nSee [this](nowhere.md), [that](#there) and [here](#here).\n\n"
         "    omnihuman-infer generate --image a.png --wings 2\n\n"
         "`omnihuman_core.flow.magic`, `omnihuman_core.flow.path:interpolate`, `tests/nowhere.py`, `omnihuman.wing.v1`\n"
-        "`omnihuman-train run --config a:b --model x`, `--feathers`, `pip install --no-deps x`\n",
+        "`omnihuman-train run --config a:b --model x`, `--feathers`, `pip install --no-deps omnihuman-infer`\n",
     )
     assert broken_links(document) == ["nowhere.md", "#there"]
     assert wrong_flags(document) == ["--wings", "--model", "--feathers"]
