@@ -11,15 +11,21 @@ import torch
 from safetensors.torch import save
 
 from omnihuman_train.config import OptimizerConfig, RunConfig, SegmentConfig
+from omnihuman_train.data.encoder import describe
 from omnihuman_train.data.manifest import MANIFEST, SampleRecord, write_manifest
 from omnihuman_train.data.plan import BatchConfig
 from omnihuman_train.data.shards import STATES, Index, write_index, write_tar
 from omnihuman_train.data.stream import StreamConfig
+from omnihuman_train.model import build
 from omnihuman_train.stage_config import ComponentConfig, ModelConfig, StageConfig
 from omnihuman_train.watch import WatchConfig
 
 TINY = Path(__file__).parents[2] / "packages/omnihuman-infer/src/omnihuman_infer/pretrained/tiny"
 FRAMES, SIDE = 13, 32
+EXTRACTORS = {
+    "audio": ("log_mel:tiny", build("feature_extractor", "log_mel", "tiny")),
+    "text": ("text_bytes:tiny", build("feature_extractor", "text_bytes", "tiny")),
+}
 NARROW = {"hidden_size": 64, "num_heads": 2, "num_double_blocks": 1, "num_single_blocks": 1, "rope_dims": [8, 12, 12]}
 
 
@@ -66,7 +72,13 @@ def write_encoded(folder: Path) -> Path:
         )
     shards = [write_tar(folder / f"shard-{n:06d}.tar", members[4 * n : 4 * n + 4]) for n in range(2)]
     write_manifest(folder / MANIFEST, records)
-    recipe = {"latent_spec": {"channels": 16, "temporal_stride": 4, "spatial_stride": 8}, "text_length": 24}
+    recipe = {
+        "latent_spec": {"channels": 16, "temporal_stride": 4, "spatial_stride": 8},
+        "text_length": 24,
+        "audio": "log_mel:tiny",
+        "text": "text_bytes:tiny",
+        "extractors": {name: describe(f"{name}_extractor", *made) for name, made in EXTRACTORS.items()},
+    }
     write_index(folder, Index(kind=STATES, recipe=recipe, broken={}, shards=tuple(shards)))
     return folder
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from omnihuman_core.checkpoint import load_safetensors
-from omnihuman_core.model_dir import load_model, read_index
+from omnihuman_core.model_dir import load_component, load_model, read_index
 from omnihuman_train.cli import main
 from omnihuman_train.config import OptimizerConfig, SegmentConfig
 from omnihuman_train.distributed.mesh import World
@@ -20,7 +20,7 @@ from omnihuman_train.recipes import stage1, stage2, stage3
 from omnihuman_train.stage_run import run_stage, streams
 from omnihuman_train.stages import Stage
 
-from .stage_toys import toy, write_encoded
+from .stage_toys import EXTRACTORS, toy, write_encoded
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,16 @@ def test_a_stage_leaves_a_model_rows_and_videos(first: Path) -> None:
     model = load_model(first / "model")
     assert sorted(read_index(first / "model").components) == [
         "audio_encoder",
+        "audio_extractor",
         "backbone",
         "pose_encoder",
         "pose_extractor",
         "text_encoder",
+        "text_extractor",
         "vae",
     ]
+    for name, (_, made) in EXTRACTORS.items():
+        assert load_component(first / "model", f"{name}_extractor").config == made.config
     assert model.generation.segment_frames == 45
     rows = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +41,33 @@ def export(config: TrainConfig, model: OmniModel, vae: Any, folder: Path) -> Non
     save_model(folder, name=config.name, version=__version__, generation=config.generation, components=components)
 
 
-def export_stage(config: StageConfig, weights: Mapping[str, Tensor], directory: Path) -> None:
-    """Write a model directory in bf16: what was trained, and the other components of ``start`` and ``vae``.
+def export_stage(
+    config: StageConfig,
+    weights: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    vae: str,
+    extractors: Sequence[ImportedComponent],
+) -> None:
+    """Write a model directory in bf16: what was trained, what it is used with, and all else that ``start`` holds.
 
     Args:
         config: The stage.
         weights: State of the trained :class:`~omnihuman_train.model.OmniModel`, whole.
         directory: Made, or replaced.
+        vae: Model directory with the VAE that made the latents.
+        extractors: What the data was encoded with.
     """
     trained = [_part(config, name, weights) for name in PARTS]
     skeleton = config.model.pose_extractor
     settings = skeleton.resolve("feature_extractor")
     parts = {part.component: part for part in trained}
     parts["pose_extractor"] = ImportedComponent(component="pose_extractor", plugin=skeleton.plugin, config=settings)
-    for source in (config.vae, config.start):
-        for part in read_model_dir(source) if source is not None else []:
-            # Of the VAE's directory, the VAE alone.
-            if part.component not in parts and (part.component == "vae" or source == config.start):
-                parts[part.component] = part
+    parts |= {part.component: part for part in extractors}
+    # Of the VAE's directory, the VAE alone.
+    parts |= {part.component: part for part in read_model_dir(vae) if part.component == "vae"}
+    for part in read_model_dir(config.start) if config.start is not None else []:
+        parts.setdefault(part.component, part)
     staged = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     write_components(

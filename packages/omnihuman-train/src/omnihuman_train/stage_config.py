@@ -104,7 +104,7 @@ class StageConfig:
             before; None draws fresh weights, which fits the first stage alone.
         model: What is trained; ``start`` has to hold exactly this.
         vae: Model directory whose VAE made the latents, for validation videos and the exported model; None takes that
-            of ``start``.
+            of ``start``, or without a start the one that the data was encoded with.
         data: Encoded data set, as ``omnihuman-train data cache`` writes it.
         stream: How it is read; its batches have ``run.batch_size`` samples, unless ``stream.batch.token_budget`` says
             how many fit.

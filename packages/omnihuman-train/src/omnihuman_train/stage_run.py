@@ -21,7 +21,9 @@ from omnihuman_train.distributed.compile import compile_blocks
 from omnihuman_train.distributed.fsdp import first_builds
 from omnihuman_train.distributed.mesh import World, join, leave
 from omnihuman_train.export import export_stage
+from omnihuman_train.extractors import check_encoders, check_vae, extractors, vae_directory
 from omnihuman_train.flops import training_flops
+from omnihuman_train.folders import make_folder
 from omnihuman_train.lora import add_lora, merged_state
 from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
@@ -44,19 +46,25 @@ def run_stage(config: StageConfig, out: Path) -> None:
         out: Folder of the run.
 
     Raises:
-        ValueError: the order of stages is not the paper's, or ``start``, data and sizes do not fit the configuration.
+        ValueError: the order of stages is not the paper's, or ``start``, VAE, data and sizes do not fit the
+            configuration.
         FloatingPointError: the loss is not finite or jumped; the samples are named in ``out/guard``.
     """
     check_device(config.run.device, "run.device")
     check_start(config)
+    frozen, vae = extractors(config), vae_directory(config)
     world = join(config.run.parallel, config.run.device)
-    if world.main:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.toml").write_text(to_toml(config))
-    model = start_model(config, world)
+    # Before the weights are loaded, which takes long.
     sources = streams(config, world)
+    check_encoders(config, sources[0].features())
+    if world.main:
+        check_vae(config, vae)
+    model = start_model(config, world)
+    if world.main:
+        make_folder(out)
+        (out / "config.toml").write_text(to_toml(config))
     objective = LastSamples(FlowObjective(config.flow), config.run.accumulate)
-    watching = _watchers(config, out, world, model, sources, objective)
+    watching = _watchers(config, out, world, model, sources, objective, vae)
     try:
         ema = fit(
             model,
@@ -77,7 +85,7 @@ def run_stage(config: StageConfig, out: Path) -> None:
     if world.main:
         if config.lora is not None:
             weights = merged_state(weights, config.lora)
-        export_stage(config, weights, out / MODEL)
+        export_stage(config, weights, out / MODEL, vae=vae, extractors=frozen)
     world.wait()
     leave()
 
@@ -177,7 +185,13 @@ def streams(config: StageConfig, world: World) -> list[FlowStream]:
 
 
 def _watchers(
-    config: StageConfig, out: Path, world: World, model: OmniModel, sources: list[FlowStream], objective: LastSamples
+    config: StageConfig,
+    out: Path,
+    world: World,
+    model: OmniModel,
+    sources: list[FlowStream],
+    objective: LastSamples,
+    vae_from: str,
 ) -> list[Watcher]:
     work = workload(config)
     found = watchers(
@@ -189,13 +203,12 @@ def _watchers(
         world_size=world.size,
         device=world.device.index or 0,
     )
-    directory = config.vae or config.start
-    if config.watch.validation_every and directory is not None:
+    if config.watch.validation_every:
         vae: list[Any] = []
 
         def decode(latents: Tensor) -> Tensor:
             if not vae:
-                vae.append(load_component(directory, "vae", device=world.device))
+                vae.append(load_component(vae_from, "vae", device=world.device))
             video: Tensor = vae[0].decode(latents)
             return video
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,9 +15,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from omnihuman_core.config import to_toml
+from omnihuman_core.config import read_toml, to_toml
 from omnihuman_core.contracts import LatentSpec, TextFeatures
-from omnihuman_core.model_dir import load_component
+from omnihuman_core.model_dir import CONFIG, load_component, read_index
 from omnihuman_train.data import media
 from omnihuman_train.data.build import Made
 from omnihuman_train.data.clips import from_bytes
@@ -25,6 +26,9 @@ from omnihuman_train.data.regions import regions
 from omnihuman_train.data.shard_set import ShardSet
 from omnihuman_train.data.shards import CLIPS, INDEX, BrokenSampleError
 from omnihuman_train.model import build as build_plugin
+
+# Key of the recipe: the VAE as it is exported with a model, in bf16.
+VAE_DIGEST = "vae_bf16_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,12 @@ class Encoder:
             **{f"{name}_sha256": fingerprint(part) for name, part in parts.items()},
             "latent_spec": asdict(self.latent_spec),
             "text_length": self.text_length,
+            VAE_DIGEST: fingerprint(self.vae, torch.bfloat16),
+            # What a model that trains on the states needs in order to be used.
+            "extractors": {
+                name: describe(f"{name}_extractor", getattr(self.config, name), getattr(self, name))
+                for name in ("audio", "text")
+            },
         }
 
     @torch.no_grad()
@@ -206,11 +216,21 @@ def open_component(component: str, choice: str, device: str) -> Any:
     return made.to(device).eval() if isinstance(made, nn.Module) else made
 
 
-def fingerprint(component: Any) -> str:
-    """sha256 of a component's configuration and weights."""
+def describe(component: str, choice: str, made: Any) -> dict[str, Any]:
+    """Plugin and configuration of what :func:`open_component` opened; files are named as inside their folder."""
+    if not Path(choice).is_dir():
+        return {"plugin": choice.partition(":")[0], "config": tomllib.loads(to_toml(made.config))}
+    plugin_name = read_index(choice).components[component].plugin
+    return {"plugin": plugin_name, "config": read_toml(Path(choice) / component / CONFIG)}
+
+
+def fingerprint(component: Any, dtype: torch.dtype | None = None) -> str:
+    """sha256 of a component's configuration and weights, of floating ones in ``dtype`` if there is one."""
     digest = hashlib.sha256(to_toml(component.config).encode())
     if isinstance(component, nn.Module):
         for name, value in sorted(component.state_dict().items()):
+            if dtype is not None and value.is_floating_point():
+                value = value.to(dtype)
             digest.update(
                 name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             )

@@ -117,6 +117,13 @@ class FlowStream:
         height, width = self.spec.latent_size(bucket.height, bucket.width)
         return self._segment.latent_frames * height * width
 
+    def features(self) -> dict[str, Tensor]:
+        """Audio and text features in the shapes and dtypes of one sample, all zeros: what encoders have to take."""
+        bucket = next(iter(self.plan.sizes))
+        text = self._layouts.of_texts(self._layouts.of_bucket(bucket, TEXT))
+        places = (*self._layouts.of_bucket(bucket, "audio.safetensors").places, *text.places)
+        return {place.name: torch.zeros(1, *place.shape, dtype=place.dtype) for place in places}
+
     def __call__(self, step: int) -> dict[str, Any]:
         """Batch of ``step``; the following ones are read meanwhile."""
         return self._batches(step)

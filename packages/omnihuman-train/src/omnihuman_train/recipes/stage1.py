@@ -126,3 +126,49 @@ def small() -> StageConfig:
             sampler="euler",
         ),
     )
+
+
+def debug() -> StageConfig:
+    """The shape of the shipped small model, on clips of about 64 x 64 pixels and 17 frames; minutes on a CPU.
+
+    It shows that data, stages and export go together; the model is of no use. Data is encoded with the shipped model,
+    or with a VAE of yours, ``log_mel:tiny`` and ``text_bytes:tiny``.
+    """
+    stages = (Stage(name="text", steps=30, ratios=RATIOS),)
+    return StageConfig(
+        name="omni-debug",
+        start=None,
+        model=ModelConfig(
+            backbone=ComponentConfig(plugin="mmdit", preset="tiny"),
+            text_encoder=ComponentConfig(plugin="text_bytes", preset="tiny"),
+            audio_encoder=ComponentConfig(plugin="audio", preset="tiny"),
+            pose_encoder=ComponentConfig(plugin="pose_guider", preset="tiny"),
+            pose_extractor=ComponentConfig(plugin="skeleton", preset="tiny"),
+        ),
+        vae=None,
+        data="data/debug",
+        stream=StreamConfig(batch=BatchConfig()),
+        stages=stages,
+        flow=FlowConfig(),
+        segment=SegmentConfig(latent_frames=4),
+        run=RunConfig(
+            steps=stages[-1].steps,
+            batch_size=4,
+            precision="fp32",
+            ema_decay=0.9,
+            log_every=5,
+            optimizer=OptimizerConfig(lr=1e-3, warmup_steps=5),
+        ),
+        generation=GenerationSettings(
+            segment_frames=13,
+            area=64 * 64,
+            max_aspect=5 / 3,
+            size_multiple=16,
+            num_steps=4,
+            guidance_scale=3.0,
+            guidance_schedule="constant",
+            guidance_end_scale=3.0,
+            sigma_shift=1.0,
+            sampler="euler",
+        ),
+    )

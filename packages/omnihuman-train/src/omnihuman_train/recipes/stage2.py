@@ -21,6 +21,11 @@ def small() -> StageConfig:
     return after(stage1.small(), Stage(name="text+audio", steps=60_000, ratios=RATIOS), "runs/small-stage1/model")
 
 
+def debug() -> StageConfig:
+    """The shape of the shipped small model, from the result of :func:`omnihuman_train.recipes.stage1.debug`."""
+    return after(stage1.debug(), Stage(name="text+audio", steps=30, ratios=RATIOS), "runs/debug-stage1/model")
+
+
 def after(before: StageConfig, stage: Stage, start: str) -> StageConfig:
     """The run of ``stage``, which starts from the model that the run ``before`` left in ``start``."""
     run = replace(before.run, steps=stage.steps)

@@ -19,3 +19,9 @@ def small() -> StageConfig:
     """The 0.2B backbone, from the result of :func:`omnihuman_train.recipes.stage2.small`."""
     stage = Stage(name="text+audio+pose", steps=60_000, ratios=RATIOS)
     return stage2.after(stage2.small(), stage, "runs/small-stage2/model")
+
+
+def debug() -> StageConfig:
+    """The shape of the shipped small model, from the result of :func:`omnihuman_train.recipes.stage2.debug`."""
+    stage = Stage(name="text+audio+pose", steps=30, ratios=RATIOS)
+    return stage2.after(stage2.debug(), stage, "runs/debug-stage2/model")
