@@ -20,7 +20,9 @@ STATED = {
     "HunyuanVideo, the authors' file": "HunyuanVideo's backbone",
     "HunyuanVideo-I2V, by token or by channel": "HunyuanVideo's backbone",
     "HunyuanVideo-1.5, text or image to video, diffusers folder": "HunyuanVideo-1.5's backbone",
-    "HunyuanVideo, its I2V by token, or HunyuanVideo-1.5, with audio, pose and reference paths": "HunyuanVideo's backbone with our paths",
+    "HunyuanVideo, its I2V by token, or HunyuanVideo-1.5, with audio, pose and reference paths": (
+        "HunyuanVideo's backbone with our paths"
+    ),
     "HunyuanVideo's VAE, folder or authors' file": "HunyuanVideo's VAE",
     "Wan 2.1's VAE, folder or authors' file": "Wan 2.1's VAE",
     "VAE of HunyuanVideo-1.5": "HunyuanVideo-1.5's VAE",
