@@ -138,3 +138,12 @@ def test_stopping_by_hand_says_how_to_go_on(
 def test_help_needs_no_torch() -> None:
     code = "import sys; from omnihuman_train.cli import parser; parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_recipe_of_the_guide_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    code = guide.split("```python\n# my_recipes.py\n")[1].split("```")[0]
+    (tmp_path / "my_recipes.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["plan", "--config", "my_recipes:audio_only", "--gpus", "1", "--gpu", "h100"]) == 0
