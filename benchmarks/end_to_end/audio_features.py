@@ -18,7 +18,7 @@ import torch
 from transformers import Wav2Vec2Config as PublicConfig
 from transformers import Wav2Vec2Model
 
-from omnihuman_conditions.audio.features import Wav2Vec2Config, Wav2Vec2Extractor
+from omnihuman_conditions.audio.wav2vec2 import Wav2Vec2Config, Wav2Vec2Extractor
 
 TOLERANCE = 1e-5
 SAMPLE_RATE = 16000

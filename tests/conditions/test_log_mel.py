@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
-from omnihuman_conditions.audio.features import LogMelConfig, LogMelExtractor, mel_filters
+from omnihuman_conditions.audio.log_mel import LogMelConfig, LogMelExtractor, mel_filters
 from omnihuman_conditions.audio.loudness import active_level_db, normalise_loudness
 from omnihuman_core.testing.encoder import FeatureExtractorConformance
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omnihuman_conditions.audio.features import LogMelConfig, LogMelExtractor
+from omnihuman_conditions.audio.log_mel import LogMelConfig, LogMelExtractor
 from omnihuman_conditions.audio.media import load_waveform
 
 

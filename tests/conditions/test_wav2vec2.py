@@ -10,7 +10,7 @@ import torch
 from transformers import Wav2Vec2Config as PublicConfig
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from omnihuman_conditions.audio.features import Wav2Vec2Config, Wav2Vec2Extractor
+from omnihuman_conditions.audio.wav2vec2 import Wav2Vec2Config, Wav2Vec2Extractor
 from omnihuman_core.testing.encoder import FeatureExtractorConformance
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from omnihuman_conditions.audio.encoder import AudioEncoder, AudioEncoderConfig
-from omnihuman_conditions.audio.features import LogMelConfig, LogMelExtractor
+from omnihuman_conditions.audio.log_mel import LogMelConfig, LogMelExtractor
 from omnihuman_conditions.pose.guider import PoseGuider, PoseGuiderConfig
 from omnihuman_conditions.pose.skeleton import SkeletonConfig, SkeletonExtractor
 from omnihuman_conditions.text import (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnihuman_conditions.audio.features import Wav2Vec2Config
+from omnihuman_conditions.audio.wav2vec2 import Wav2Vec2Config
 from omnihuman_conditions.audio.whisper import WhisperConfig
 from omnihuman_conditions.language.hunyuan import HunyuanTextConfig, HunyuanTextExtractor
 from omnihuman_conditions.language.hunyuan15 import Hunyuan15TextConfig, Hunyuan15TextExtractor

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from omnihuman_conditions.audio.alignment import align
+from omnihuman_conditions.audio.extractor import AudioExtractor
 from omnihuman_conditions.audio.loudness import normalise_loudness
-from omnihuman_conditions.audio.media import MAX_SECONDS, SAMPLE_RATE, check_waveform, load_waveform
+from omnihuman_conditions.audio.media import SAMPLE_RATE, check_waveform
 from omnihuman_conditions.audio.separation import VocalSeparator, VoiceIsolation
 from omnihuman_conditions.pretrained import WeightDtype, check_dtype, load_pretrained, load_processor
 from omnihuman_core.contracts.encoder import AudioFeatures
@@ -53,7 +52,7 @@ class WhisperConfig:
         return cls(path=path, layers=layers, loudness_db=-23.0, quiet_db=-45.0, context_seconds=2.0, dtype="float32")
 
 
-class WhisperExtractor:
+class WhisperExtractor(AudioExtractor):
     """Chosen hidden states of a Whisper encoder, 50 a second.
 
     The encoder always hears a window of fixed length (30 s in every public model), padded with silence. Longer sound
@@ -115,18 +114,6 @@ class WhisperExtractor:
             pieces.append(self._hear(heard)[:, kept - start : end - start])
             start, kept = end - self._context, end
         return AudioFeatures(values=torch.cat(pieces, dim=1).float(), rate=self.rate, offset=0.0)
-
-    def load(self, path: str | Path | BinaryIO, *, max_seconds: float = MAX_SECONDS) -> Tensor:
-        """Waveform ``(samples,)`` of a media file at 16 kHz; see :func:`load_waveform`."""
-        return load_waveform(path, sample_rate=SAMPLE_RATE, max_seconds=max_seconds)
-
-    def align(self, features: AudioFeatures, *, fps: float, num_frames: int, first_frame: int = 0) -> Tensor:
-        """States at video frame centres, ``(B, T, layers, D)``, interpolated by time stamps."""
-        return align(features, fps=fps, num_frames=num_frames, first_frame=first_frame)
-
-    def silence(self, seconds: float) -> Tensor:
-        """A silent waveform ``(samples,)``."""
-        return torch.zeros(max(1, round(seconds * SAMPLE_RATE)))
 
     @property
     def _hop(self) -> int:
