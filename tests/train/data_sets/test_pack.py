@@ -275,11 +275,11 @@ def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_other_options_in_the_same_folder_are_refused(clips: Path, tmp_path: Path) -> None:
     characters(tmp_path / "out")
-    with pytest.raises(ValueError, match="made with other frames; choose another --out or delete it"):
+    with pytest.raises(ValueError, match=r"other settings \(frames\); give another --out, or delete the folder"):
         characters(tmp_path / "out", frames=9)
     pack(clips, tmp_path / "clips-out")
     write_clip(clips / "d.mp4", frames=10)
-    with pytest.raises(ValueError, match="made with other clips"):
+    with pytest.raises(ValueError, match=r"from other input or with other settings \(clips, shards\)"):
         pack(clips, tmp_path / "clips-out")
 
 
