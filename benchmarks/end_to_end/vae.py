@@ -19,26 +19,23 @@ Before anything is timed, both must agree on the untiled result; a difference en
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 
 from omnihuman_vae.adapters import HunyuanVideoVAE, WanVAE
 from omnihuman_vae.adapters.hunyuan_config import hunyuan_video
 from omnihuman_vae.adapters.wan_config import wan_2_1
 
-RESULTS = Path(__file__).parents[1] / "results"
 TOLERANCE = 1e-5
 
 # Latent frames, height and width of what is done whole.
@@ -49,6 +46,8 @@ TILE, STRIDE = 64, 48
 
 # Pixels of our tiles; there is no overlap to choose.
 OUR_TILE = 104
+
+NO_MEMORY = dict.fromkeys(("diffusers_mib", "ours_mib", "memory_ratio"))
 
 # How each way decodes or encodes the clip; the first of each is what the others are measured against.
 DECODES = ("diffusers tiled", "stream", "tiles")
@@ -81,17 +80,6 @@ def inputs(size: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     latents = torch.randn(1, 16, frames, height, width, generator=generator)
     video = torch.rand(1, 3, 1 + 4 * (frames - 1), 8 * height, 8 * width, generator=generator) * 2 - 1
     return latents, video
-
-
-def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Medians of CPU seconds of several functions, run in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, function in ways.items():
-            started = time.process_time()
-            function()
-            seconds[name].append(time.process_time() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def way(name: str, theirs: Any, ours: HunyuanVideoVAE | WanVAE, clip: tuple[torch.Tensor, torch.Tensor]) -> object:
@@ -170,10 +158,10 @@ def measure(model: str, narrow: int, repeats: int) -> list[dict[str, Any]]:
         "encode whole": (lambda: theirs.encode(video), lambda: ours.encode(video)),
     }
     for what, (a, b) in pairs.items():
-        seconds = interleaved({"diffusers": a, "ours": b}, repeats)
-        rounded = {f"{name}_s": round(value, 3) for name, value in seconds.items()}
-        speedup = round(seconds["diffusers"] / seconds["ours"], 3)
-        rows.append({"model": model, "what": what, **rounded, "speedup": speedup})
+        seconds = report.in_turns({"diffusers": a, "ours": b}, repeats)
+        medians = {f"{name}_s": report.median(values) for name, values in seconds.items()}
+        speedup, *_ = report.ratios(seconds["diffusers"], seconds["ours"])
+        rows.append({"model": model, "what": what, **medians, "speedup": speedup, **NO_MEMORY})
     for names in (DECODES, ENCODES):
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for _ in range(max(repeats // 3, 1)):
@@ -199,13 +187,6 @@ def measure(model: str, narrow: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    columns = ("model", "what", "diffusers_s", "ours_s", "speedup", "diffusers_mib", "ours_mib", "memory_ratio")
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(str(row.get(column, "")) for column in columns) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="hunyuan_video,wan")
@@ -221,23 +202,9 @@ def main() -> int:
             print(*measure_alone(models[0], arguments.narrow, arguments.alone))
             return 0
         rows = [row for model in models for row in measure(model, arguments.narrow, arguments.repeats)]
-    text = (
-        f"Widths of the published models divided by {arguments.narrow}, fp32, one CPU thread, medians of "
-        f"{arguments.repeats} interleaved runs (clips: {max(arguments.repeats // 3, 1)}), torch {torch.__version__}.\n"
-        f"Latents: whole {PICTURE}, clip {CLIP}.\n\n{table(rows)}\n"
-    )
-    print(text)
+    report.show("VAE, seconds (medians) and MiB", rows)
     if arguments.save:
-        RESULTS.mkdir(exist_ok=True)
-        stem = RESULTS / f"vae_cpu_{datetime.now(UTC):%Y%m}"
-        stem.with_suffix(".md").write_text(f"# VAE against diffusers\n\n{text}", encoding="utf-8")
-        facts = {
-            "hardware": f"{platform.machine()}, 1 thread",
-            "torch": torch.__version__,
-            "command": "python benchmarks/end_to_end/vae.py " + " ".join(sys.argv[1:]),
-        }
-        lines = "".join(json.dumps({**facts, **row}) + "\n" for row in rows)
-        stem.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
+        report.save("vae", rows)
     return 0
 
 
