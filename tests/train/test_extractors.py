@@ -15,12 +15,14 @@ import torch
 
 from omnihuman_core.checkpoint import load_safetensors
 from omnihuman_core.config import to_toml
+from omnihuman_core.contracts.importer import ImportedComponent
 from omnihuman_core.importing.components import GENERATION
 from omnihuman_core.model_dir import ComponentEntry, ModelIndex, load_model, read_index
 from omnihuman_core.plugins import plugin
 from omnihuman_train.cli import main
 from omnihuman_train.data.shards import INDEX
-from omnihuman_train.extractors import check_vae, extractors, vae_directory
+from omnihuman_train.extractors import check_vae, data_recipe, vae_directory
+from omnihuman_train.extractors import extractors as read_extractors
 from omnihuman_train.recipes import stage1, stage2
 from omnihuman_train.stage_config import StageConfig
 from omnihuman_train.stage_run import run_stage
@@ -66,6 +68,14 @@ def with_files(folder: Path) -> Path:
     )
     (folder / "model.toml").write_text(to_toml(index))
     return folder
+
+
+def extractors(config: StageConfig) -> list[ImportedComponent]:
+    return read_extractors(config, data_recipe(config))
+
+
+def vae_of(config: StageConfig) -> str:
+    return vae_directory(config, data_recipe(config))
 
 
 def recipe_of(data: Path, **changes: Any) -> StageConfig:
@@ -176,13 +186,13 @@ def test_files_of_an_extractor_go_with_the_model_or_are_missed_before_the_run(da
 
 
 def test_the_vae_is_the_one_that_made_the_latents(data: Path, tmp_path: Path) -> None:
-    assert vae_directory(recipe_of(data)) == str(TINY)
+    assert vae_of(recipe_of(data)) == str(TINY)
     with pytest.raises(ValueError, match="vae: none is no model directory; set vae to the one that"):
-        vae_directory(recipe_of(data, vae=None))
+        vae_of(recipe_of(data, vae=None))
     with pytest.raises(ValueError, match="sound holds no VAE"):
-        vae_directory(recipe_of(data, vae=str(with_files(tmp_path / "sound"))))
+        vae_of(recipe_of(data, vae=str(with_files(tmp_path / "sound"))))
     change_recipe(data, vae=str(TINY), vae_bf16_sha256="0" * 64)
-    assert vae_directory(recipe_of(data, vae=None)) == str(TINY)
+    assert vae_of(recipe_of(data, vae=None)) == str(TINY)
     with pytest.raises(ValueError, match="is not the one that made the latents of"):
-        check_vae(recipe_of(data), str(TINY))
+        check_vae(recipe_of(data), data_recipe(recipe_of(data)), str(TINY))
     assert "vae" in read_index(TINY).components

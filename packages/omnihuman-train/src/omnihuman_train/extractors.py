@@ -23,13 +23,29 @@ from omnihuman_train.stage_config import StageConfig
 ENCODED = ("audio", "text")
 
 
-def extractors(config: StageConfig) -> list[ImportedComponent]:
+def data_recipe(config: StageConfig) -> Mapping[str, Any]:
+    """How the data was made, as its index says; the functions below take it.
+
+    Raises:
+        ValueError: there is no data, or it is not encoded.
+    """
+    if not Path(config.data).is_dir():
+        raise ValueError(
+            f"data: {config.data} does not exist; make it with `omnihuman-train data pack` and `data cache`, or name "
+            f"another folder with --set data=DIR"
+        )
+    index = read_data_index(Path(config.data))
+    if index.kind != STATES:
+        raise ValueError(f"data: {config.data} holds {index.kind}; run `omnihuman-train data cache` first")
+    return index.recipe
+
+
+def extractors(config: StageConfig, made: Mapping[str, Any]) -> list[ImportedComponent]:
     """The audio and text extractors that the data was encoded with, to be exported with the model.
 
     Raises:
         ValueError: the data does not tell, ``start`` has others, or the files of one are not where they were.
     """
-    made = _recipe(config)
     notes: Mapping[str, Any] = made.get("extractors", {})
     held = {} if config.start is None else {part.component: part for part in read_model_dir(config.start)}
     return [
@@ -37,13 +53,12 @@ def extractors(config: StageConfig) -> list[ImportedComponent]:
     ]
 
 
-def vae_directory(config: StageConfig) -> str:
+def vae_directory(config: StageConfig, made: Mapping[str, Any]) -> str:
     """The model directory whose VAE made the latents: ``vae``, that of ``start``, or what the data was encoded with.
 
     Raises:
         ValueError: there is none.
     """
-    made = _recipe(config)
     directory: str | None = config.vae or config.start or made.get("vae")
     if directory is None or not Path(directory).is_dir():
         raise ValueError(
@@ -55,13 +70,12 @@ def vae_directory(config: StageConfig) -> str:
     return directory
 
 
-def check_vae(config: StageConfig, directory: str) -> None:
+def check_vae(config: StageConfig, made: Mapping[str, Any], directory: str) -> None:
     """Check that the VAE is the one that made the latents; both are compared in bf16, as they are exported.
 
     Raises:
         ValueError: it is another one.
     """
-    made = _recipe(config)
     if VAE_DIGEST not in made:
         return
     if fingerprint(load_component(directory, "vae"), torch.bfloat16) != made[VAE_DIGEST]:
@@ -72,11 +86,12 @@ def check_vae(config: StageConfig, directory: str) -> None:
 
 
 @torch.no_grad()
-def check_encoders(config: StageConfig, features: Mapping[str, Tensor]) -> None:
+def check_encoders(config: StageConfig, made: Mapping[str, Any], features: Mapping[str, Tensor]) -> None:
     """Check that the encoders take what the extractors of the data gave.
 
     Args:
         config: The stage.
+        made: How the data was made.
         features: One sample: ``states``, ``values``, ``mask`` and, where there is one, ``pooled``.
 
     Raises:
@@ -84,7 +99,6 @@ def check_encoders(config: StageConfig, features: Mapping[str, Tensor]) -> None:
     """
     text = TextFeatures(values=features["values"], mask=features["mask"], pooled=features.get("pooled"))
     raw: dict[str, Any] = {"audio": features["states"].float(), "text": text}
-    made = _recipe(config)
     for name in ENCODED:
         kind, chosen = config.model.component(f"{name}_encoder")
         try:
@@ -96,19 +110,6 @@ def check_encoders(config: StageConfig, features: Mapping[str, Tensor]) -> None:
                 f"model.{name}_encoder ({chosen.plugin}:{chosen.preset}): {reason}; encode the clips with another "
                 f"--{name} (`omnihuman-train data cache`), or change model.{name}_encoder"
             ) from error
-
-
-def _recipe(config: StageConfig) -> Mapping[str, Any]:
-    """How the data was made."""
-    if not Path(config.data).is_dir():
-        raise ValueError(
-            f"data: {config.data} does not exist; make it with `omnihuman-train data pack` and `data cache`, or name "
-            f"another folder with --set data=DIR"
-        )
-    index = read_data_index(Path(config.data))
-    if index.kind != STATES:
-        raise ValueError(f"data: {config.data} holds {index.kind}; run `omnihuman-train data cache` first")
-    return index.recipe
 
 
 def _extractor(

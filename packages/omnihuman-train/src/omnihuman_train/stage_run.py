@@ -21,7 +21,7 @@ from omnihuman_train.distributed.compile import compile_blocks
 from omnihuman_train.distributed.fsdp import first_builds
 from omnihuman_train.distributed.mesh import World, join, leave
 from omnihuman_train.export import export_stage
-from omnihuman_train.extractors import check_encoders, check_vae, extractors, vae_directory
+from omnihuman_train.extractors import check_encoders, check_vae, data_recipe, extractors, vae_directory
 from omnihuman_train.flops import training_flops
 from omnihuman_train.folders import make_folder
 from omnihuman_train.lora import add_lora, merged_state
@@ -52,13 +52,14 @@ def run_stage(config: StageConfig, out: Path) -> None:
     """
     check_device(config.run.device, "run.device")
     check_start(config)
-    frozen, vae = extractors(config), vae_directory(config)
+    made = data_recipe(config)
+    frozen, vae = extractors(config, made), vae_directory(config, made)
     world = join(config.run.parallel, config.run.device)
     # Before the weights are loaded, which takes long.
     sources = streams(config, world)
-    check_encoders(config, sources[0].features())
+    check_encoders(config, made, sources[0].features())
     if world.main:
-        check_vae(config, vae)
+        check_vae(config, made, vae)
     model = start_model(config, world)
     if world.main:
         make_folder(out)

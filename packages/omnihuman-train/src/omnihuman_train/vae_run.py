@@ -101,9 +101,8 @@ def check(config: VAETrainConfig) -> None:
     """Check the sizes against the VAE, before any work.
 
     Raises:
-        ValueError: an unknown device, preset or term, or a size or length that the VAE does not take.
+        ValueError: an unknown preset or term, or a size or length that the VAE does not take.
     """
-    check_device(config.run.device, "run.device")
     from_table(plugin("objective", "vae").config_class, _set_fields(config.loss), path="loss")
     spec = build("video_vae", "causal", config.preset).latent_spec
     for size in config.clips.sizes:
@@ -127,6 +126,7 @@ def run_vae(config: VAETrainConfig, out: Path, parts: Sequence[str] = PARTS) -> 
     """
     check(config)
     if "vae" in parts:
+        check_device(config.run.device, "run.device")
         check_parallel(config.run)
     check_processes(config.run, parts)
     make_folder(out)
