@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ import torch
 from loader import SPEC, data_set, states
 from safetensors.torch import save
 
+from omnihuman_conditions.audio.wav2vec2 import Wav2Vec2Config
+from omnihuman_conditions.text import ByteTextExtractorConfig
+from omnihuman_core.config import to_toml
 from omnihuman_train.data.manifest import Bucket
 from omnihuman_train.data.plan import BatchConfig
 from omnihuman_train.data.shards import STATES
@@ -58,17 +62,17 @@ def measure(folder: Path, batch: int, steps: int) -> dict[str, Any]:
     config = shortened(
         replace(
             recipe,
-            vae=None,
+            vae=str(report.ROOT / "packages/omnihuman-infer/src/omnihuman_infer/pretrained/tiny"),
             data=str(folder / "data"),
             stream=replace(recipe.stream, batch=BatchConfig(batch_size=batch, multiple=batch), threads=1),
-            run=replace(recipe.run, batch_size=batch, device="cpu", precision="fp32"),
+            run=replace(recipe.run, batch_size=batch, accumulate=1, device="cpu", precision="fp32"),
             watch=WatchConfig(every=steps),
         ),
         steps,
     )
     run_stage(config, folder / "run")
     (row,) = (json.loads(line) for line in (folder / "run" / "watch.jsonl").read_text().splitlines())
-    whole = replace(config.stream, batch=recipe.stream.batch)
+    whole = replace(config.stream, batch=BatchConfig(batch_size=recipe.run.batch_size))
     stream = FlowStream(folder / "data", whole, recipe.segment, recipe.stages, seed=0, pose_extractor=None)
     seconds = report.in_turns({"read": lambda: stream.read(0)}, 5)["read"]
     return {
@@ -84,7 +88,13 @@ def write_data(folder: Path) -> None:
     members = states(BUCKET, (4, 768), (WORDS, BYTES))
     words = torch.randint(1, 256, (WORDS, BYTES))
     members["text.safetensors"] = save({"values": words, "mask": torch.ones(WORDS, dtype=torch.bool)})
-    data_set(folder, STATES, BUCKET, SAMPLES, lambda _: members, {"latent_spec": SPEC, "text_length": WORDS})
+    texts, sounds = ByteTextExtractorConfig(max_words=WORDS, max_bytes=BYTES), Wav2Vec2Config.base("unused")
+    made_by = {
+        "text": {"plugin": "text_bytes", "config": tomllib.loads(to_toml(texts))},
+        "audio": {"plugin": "wav2vec2", "config": tomllib.loads(to_toml(sounds))},
+    }
+    recipe = {"latent_spec": SPEC, "text_length": WORDS, "extractors": made_by}
+    data_set(folder, STATES, BUCKET, SAMPLES, lambda _: members, recipe)
 
 
 if __name__ == "__main__":
