@@ -32,7 +32,7 @@ class OptimizerGroup:
             {"params": embeddings + vectors, "weight_decay": 0.0},
             *([] if config.name == "muon" else [{"params": matrices, "weight_decay": decay}]),
         ]
-        self.optimizers.append(torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, foreach=True))
+        self.optimizers.append(torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True))
         if config.name == "muon" and matrices:
             kind = ShardedMuon if isinstance(matrices[0], DTensor) else torch.optim.Muon
             self.optimizers.append(
