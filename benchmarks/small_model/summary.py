@@ -40,10 +40,10 @@ SHOWN = {
 def figures(rows: Sequence[dict[str, object]]) -> str:
     """Markdown table of the rows in :data:`SHOWN` that were measured."""
     found = {(row["measure"], row["number"]): row for row in rows}
-    text = "| measure | value | goal |\n|---|---|---|\n"
+    text = "| measure | value | goal | met |\n|---|---|---|---|\n"
     for key, words in SHOWN.items():
         if key in found:
-            text += f"| {words} | {found[key]['value']:.3g} | {found[key]['goal']} |\n"
+            text += f"| {words} | {found[key]['value']:.3g} | {found[key]['goal']} | {found[key]['met']} |\n"
     return text
 
 
