@@ -12,7 +12,6 @@ from statistics import median
 from omnihuman_train.data.characters import FRAME_RATE
 from small_model.generation import heldout_clip, write_picture, write_wav
 
-
 RUNS = 3
 
 
