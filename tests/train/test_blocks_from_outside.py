@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnihuman_core.mmdit import MMDiT
 from omnihuman_train.config import FlowConfig
+from omnihuman_train.distributed import activation_checkpoint
 from omnihuman_train.distributed.activation_checkpoint import blocks_of, checkpoint_blocks
 from omnihuman_train.distributed.compile import compile_blocks
 from omnihuman_train.lora import LoraSettings, add_lora, merged_state
@@ -79,6 +80,23 @@ def test_selective_keeps_attention_and_full_runs_it_twice() -> None:
     blocks = len(blocks_of(narrow_mmdit()))
     assert [counts[mode][0] for mode in ("none", "selective", "full")] == [blocks, blocks, 2 * blocks]
     assert counts["none"][1] < counts["selective"][1] == counts["full"][1]
+
+
+def test_selective_looks_at_operations_only_where_attention_is_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    made = activation_checkpoint.create_selective_checkpoint_contexts
+
+    def contexts(policy: Any) -> Any:
+        looked.append(policy)
+        return made(policy)
+
+    monkeypatch.setattr(activation_checkpoint, "create_selective_checkpoint_contexts", contexts)
+    model, latents, sigma, conditioning = long_input()
+    checkpoint_blocks(model, "selective")
+    model(latents[..., :16], sigma, conditioning).sum().backward()
+    assert not looked
+    model(latents, sigma, conditioning).sum().backward()
+    assert len(looked) == len(blocks_of(model))
 
 
 def test_an_unknown_mode_is_refused() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from omnihuman_core.ops.attention import EXPLICIT_KEYS
 
 CheckpointMode = Literal["none", "selective", "full"]
 
@@ -40,15 +42,26 @@ def checkpoint_blocks(model: nn.Module, mode: CheckpointMode) -> None:
         raise ValueError(f"parallel.activation_checkpoint must be none, selective or full, got {mode!r}")
     if mode == "none":
         return
-    contexts: Callable[[], Any] | None = None
-    if mode == "selective":
-        contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
     for block in blocks_of(model):
-        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        if contexts is not None:
-            options["context_fn"] = contexts
         # An instance attribute in front of the class's method: hooks, names and types stay as they are.
-        block.forward = partial(checkpoint, block.forward, **options)
+        block.forward = partial(_recomputed, block.forward, mode)
+
+
+def _recomputed(forward: Callable[..., Any], mode: CheckpointMode, *args: Any) -> Any:
+    """A block whose activations are made again in the backward pass."""
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if mode == "selective" and _has_kernel(args):
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+    return checkpoint(forward, *args, **options)
+
+
+def _has_kernel(args: Sequence[Any]) -> bool:
+    """Whether attention over these tokens is one kernel, whose result can be kept.
+
+    Short sequences on a CPU write their scores out. Looking at every operation would only cost time there.
+    """
+    tokens = [x for x in args if isinstance(x, Tensor)]
+    return any(x.device.type != "cpu" for x in tokens) or sum(x.shape[1] for x in tokens) > EXPLICIT_KEYS
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
