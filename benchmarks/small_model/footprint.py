@@ -42,10 +42,13 @@ def run(model: str, seconds: int) -> tuple[float, float]:
         return time.monotonic() - started, float(done.stderr.split()[-1]) / 1024
 
 
+# Not ru_maxrss, which a process starts with that of its parent.
 _MEASURED = """
-import resource, sys
+import sys
+from pathlib import Path
 from omnihuman_infer.cli import main
 code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+(peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(peak.split()[1], file=sys.stderr)
 sys.exit(code)
 """

@@ -33,7 +33,8 @@ def test_a_comparison_that_nobody_measured_is_named() -> None:
 def test_only_the_text_between_the_marks_changes(tmp_path: Path) -> None:
     document = tmp_path / "README.md"
     document.write_text(f"before\n{BEGIN}old\n{END}after\n")
-    write_figures([{"measure": "vae", "number": "psnr_db", "value": 31.4159, "goal": ">= 30", "met": "yes"}], [document])
+    row = {"measure": "vae", "number": "psnr_db", "value": 31.4159, "goal": ">= 30", "met": "yes"}
+    write_figures([row], [document])
     lines = document.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert "| VAE reconstruction, PSNR (dB) | 31.4 | >= 30 | yes |" in lines
