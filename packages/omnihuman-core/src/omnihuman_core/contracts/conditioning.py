@@ -9,7 +9,7 @@ Stability: 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -40,6 +40,17 @@ class _Part:
             if isinstance(mine, Tensor):
                 changed[f.name] = torch.where(keep.view(-1, *[1] * (mine.ndim - 1)), mine, other.to(mine.dtype))
         return replace(self, **changed)  # type: ignore[type-var]
+
+    @classmethod
+    def stack(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate along the batch; the parts' :meth:`shapes` agree but for B."""
+        names = [name for name, value in vars(parts[0]).items() if isinstance(value, Tensor)]
+        values: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], **values)  # type: ignore[type-var]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name, without the axes on which parts of one batch may differ."""
+        return {name: tuple(value.shape) for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     @property
     def batch_size(self) -> int:
@@ -77,6 +88,23 @@ class TextCondition(_Part):
         length = int(counting[-1]) + 1 if len(counting) else 1
         mask = self.mask[:, :length]
         return replace(self, tokens=self.tokens[:, :length], mask=mask, padded=not bool(mask.all()))
+
+    @classmethod
+    def stack(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate along the batch; shorter texts are filled up with tokens that do not count."""
+        length = max(text.tokens.shape[1] for text in parts)
+        padded = any(text.padded or text.tokens.shape[1] < length for text in parts)
+        return super().stack([text._filled_up(length, padded=padded) for text in parts])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name, without the length of the text."""
+        batch, _, dim = self.tokens.shape
+        return {**super().shapes(), "tokens": (batch, dim), "mask": (batch,)}
+
+    def _filled_up(self, length: int, *, padded: bool) -> Self:
+        missing = length - self.tokens.shape[1]
+        tokens, mask = F.pad(self.tokens, (0, 0, 0, missing)), F.pad(self.mask, (0, missing))
+        return replace(self, tokens=tokens, mask=mask, padded=padded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +201,12 @@ class Conditioning:
 
         return self.map(move)
 
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Shapes by condition; conditionings in which they are equal can be stacked."""
+        return {name: part.shapes() for name, part in self.parts().items()}
+
     @staticmethod
-    def stack(conditionings: list[Conditioning]) -> Conditioning:
+    def stack(conditionings: Sequence[Conditioning]) -> Conditioning:
         """Concatenate along the batch; every element must have the same parts, with the same shapes but for B.
 
         Texts may differ in length: shorter ones are filled up with tokens that do not count.
@@ -182,30 +214,6 @@ class Conditioning:
         names = [set(c.parts()) for c in conditionings]
         if any(n != names[0] for n in names):
             raise ValueError(f"cannot stack conditionings with different parts: {[sorted(n) for n in names]}")
-        merged: dict[str, Any] = {}
-        for name in names[0]:
-            parts = [getattr(c, name) for c in conditionings]
-            if name == "text":
-                parts = _filled_up(parts)
-            values = {
-                f.name: torch.cat([getattr(p, f.name) for p in parts])
-                for f in fields(parts[0])
-                if isinstance(getattr(parts[0], f.name), Tensor)
-            }
-            merged[name] = replace(parts[0], **values)
+        columns = {name: [c.parts()[name] for c in conditionings] for name in names[0]}
+        merged: dict[str, Any] = {name: type(parts[0]).stack(parts) for name, parts in columns.items()}
         return Conditioning(**merged)
-
-
-def _filled_up(texts: list[TextCondition]) -> list[TextCondition]:
-    """Texts of one length, all with or all without padding."""
-    length = max(text.tokens.shape[1] for text in texts)
-    padded = any(text.padded or text.tokens.shape[1] < length for text in texts)
-    return [
-        replace(
-            text,
-            tokens=F.pad(text.tokens, (0, 0, 0, length - text.tokens.shape[1])),
-            mask=F.pad(text.mask, (0, length - text.mask.shape[1])),
-            padded=padded,
-        )
-        for text in texts
-    ]

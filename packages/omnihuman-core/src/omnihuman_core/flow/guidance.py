@@ -125,16 +125,6 @@ class Guidance:
 BATCHED_POSITIONS = 16384
 
 
-def _shapes(conditioning: Conditioning) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Shapes that must agree in a batch: all but the length of the text."""
-    return sorted(
-        (name, key, tuple(value.shape[2:] if name == "text" else value.shape))
-        for name, part in conditioning.parts().items()
-        for key, value in vars(part).items()
-        if isinstance(value, Tensor)
-    )
-
-
 # Positive conditions -> (negative conditions, state of the branches' tensors, the branches as one batch).
 _STACKED: MutableMapping[Conditioning, tuple[ref[Conditioning], list[int], Conditioning]] = WeakIdKeyDictionary()
 
@@ -185,7 +175,7 @@ def guided(
         branches.append(replace(positive, audio=dropped.audio))
     if batch_branches is None:
         batch_branches = latents[0, 0].numel() <= BATCHED_POSITIONS
-    if batch_branches and all(_shapes(branch) == _shapes(positive) for branch in branches):
+    if batch_branches and all(branch.shapes() == positive.shapes() for branch in branches):
         count = len(branches)
         conditioning = _stack(branches, positive, dropped)
         stacked = backbone(latents.repeat(count, 1, 1, 1, 1), sigma.repeat(count), conditioning)
