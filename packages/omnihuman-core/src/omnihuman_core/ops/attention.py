@@ -9,14 +9,20 @@ from torch.nn import functional as F
 
 from omnihuman_core.ops.norm import rms_norm
 
-# Keys up to which training on a CPU forms the scores explicitly.
-EXPLICIT_KEYS = 1024
+_EXPLICIT_KEYS = 1024
+
+
+def writes_scores(device: torch.device, keys: int) -> bool:
+    """Whether training attention over this many keys on ``device`` writes its scores out, instead of one fused kernel.
+
+    The backward of torch's fused CPU kernel takes more than twice as long as plain products on short sequences.
+    """
+    return device.type == "cpu" and keys <= _EXPLICIT_KEYS
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention in the layout ``(B, N, L, K)``, with a mask that broadcasts to ``(B, N, L, M)``."""
-    if q.device.type == "cpu" and q.requires_grad and k.shape[2] <= EXPLICIT_KEYS:
-        # The backward of torch's fused CPU kernel takes more than twice as long as plain products on short sequences.
+    if q.requires_grad and writes_scores(q.device, k.shape[2]):
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))  # (B, N, L, M)
         if mask is not None:
             scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from omnihuman_core.ops.attention import EXPLICIT_KEYS
+from omnihuman_core.ops.attention import writes_scores
 
 CheckpointMode = Literal["none", "selective", "full"]
 
@@ -58,10 +58,10 @@ def _recomputed(forward: Callable[..., Any], mode: CheckpointMode, *args: Any) -
 def _has_kernel(args: Sequence[Any]) -> bool:
     """Whether attention over these tokens is one kernel, whose result can be kept.
 
-    Short sequences on a CPU write their scores out. Looking at every operation would only cost time there.
+    Where scores are written out, looking at every operation would only cost time.
     """
     tokens = [x for x in args if isinstance(x, Tensor)]
-    return any(x.device.type != "cpu" for x in tokens) or sum(x.shape[1] for x in tokens) > EXPLICIT_KEYS
+    return not writes_scores(tokens[0].device, sum(x.shape[1] for x in tokens))
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
