@@ -1,6 +1,6 @@
 """What torchrun starts: a run of two processes, of which one kills itself in its first life.
 
-torchrun --nproc-per-node=2 --max-restarts=10 -m tests.train.distributed.elastic OUT LATENTS
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nproc-per-node=2 --max-restarts=3 -m tests.train.distributed.elastic OUT LATENTS
 """
 
 from __future__ import annotations
