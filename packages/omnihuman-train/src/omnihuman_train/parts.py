@@ -15,7 +15,7 @@ from omnihuman_core.checkpoint import load_safetensors, save_safetensors
 from omnihuman_core.config import to_toml
 from omnihuman_core.ops import choose_ops
 from omnihuman_core.plugins import plugin
-from omnihuman_train.config import RunConfig, TrainConfig
+from omnihuman_train.config import ClipsConfig, RunConfig, TrainConfig
 from omnihuman_train.data.batches import FlowBatches, Shared, VideoBatches
 from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
 from omnihuman_train.data.characters import FRAME_RATE
@@ -33,10 +33,10 @@ from omnihuman_train.trainer import fit
 ENCODED_BY = "vae.sha256"
 
 
-def render(config: TrainConfig, out: Path) -> None:
-    """Render the synthetic clips into ``out/clips``."""
-    with counted("render clips", sum(config.clips.clips)) as advance:
-        render_clips(config.clips, out / "clips", progress=advance)
+def render(clips: ClipsConfig, folder: Path) -> None:
+    """Render the synthetic clips of a run into ``folder``."""
+    with counted("render clips", sum(clips.clips)) as advance:
+        render_clips(clips, folder, progress=advance)
 
 
 def vae_objective(config: TrainConfig) -> Any:
@@ -119,7 +119,7 @@ def export_model(config: TrainConfig, out: Path) -> None:
 
 
 PARTS: dict[str, Callable[[TrainConfig, Path], None]] = {
-    "render": render,
+    "render": lambda config, out: render(config.clips, out / "clips"),
     "vae": train_vae,
     "encode": encode,
     "decoder": train_decoder,

@@ -18,12 +18,11 @@ from omnihuman_train.__about__ import __version__
 from omnihuman_train.adversarial import DiscriminatorConfig, check_parallel, fit_adversarial
 from omnihuman_train.config import ClipsConfig, RunConfig
 from omnihuman_train.data.batches import VideoBatches
-from omnihuman_train.data.clips import render_clips
 from omnihuman_train.devices import check_device
 from omnihuman_train.distributed.mesh import join, leave, processes, rank
 from omnihuman_train.folders import make_folder
 from omnihuman_train.model import build
-from omnihuman_train.parts import counted, latent_statistics, shares
+from omnihuman_train.parts import latent_statistics, render, shares
 
 PARTS = ("render", "vae")
 
@@ -133,8 +132,7 @@ def run_vae(config: VAETrainConfig, out: Path, parts: Sequence[str] = PARTS) -> 
     if rank() == 0:
         (out / "config.toml").write_text(to_toml(config))
     if "render" in parts:
-        with counted("render clips", sum(config.clips.clips)) as advance:
-            render_clips(config.clips, out / "clips", progress=advance)
+        render(config.clips, out / "clips")
     if "vae" in parts:
         _train(config, out)
         leave()
