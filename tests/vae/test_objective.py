@@ -325,3 +325,31 @@ def test_build_makes_the_networks_that_the_weights_ask_for(tmp_path, narrow, vid
     pairs = (each[:, None] + each) / 2
     # Two different frames of the nine.
     assert torch.isclose(pairs, out.metrics["perceptual"], rtol=1e-4)[~torch.eye(9, dtype=bool)].any()
+
+
+def test_disturbed_latents_have_the_spread_asked_for() -> None:
+    objective = VAEObjective(VAEObjectiveConfig(latent_noise=0.5))
+    latents, deviation = torch.randn(400, 2, 6, 3, 3), torch.tensor([1.0, 3.0])
+    noise = objective.disturb(latents, deviation, seeded()) - latents
+    # Sizes are |N(0, 0.5^2)| deviations: their mean square is 0.25, and each clip has its own.
+    for channel, spread in enumerate(deviation):
+        assert noise[:, channel].square().mean().sqrt().item() == pytest.approx(0.5 * spread.item(), rel=0.1)
+    sizes = noise[:, 1].flatten(1).std(1)
+    assert sizes.mean().item() == pytest.approx(3 * 0.5 * math.sqrt(2 / math.pi), rel=0.1)
+    assert sizes.std().item() == pytest.approx(3 * 0.5 * math.sqrt(1 - 2 / math.pi), rel=0.2)
+    # Half of the variance stays through a clip.
+    still = noise.mean(2).square().mean() / noise.square().mean()
+    assert still.item() == pytest.approx(0.5 + 0.5 / 6, abs=0.05)
+
+
+def test_noise_on_the_latents_reaches_what_is_reconstructed(narrow, video):
+    vae, clip = narrow("tiny"), video()
+    vae.set_latent_statistics(torch.zeros_like(vae.latents_mean), torch.full_like(vae.latents_std, 2.0))
+    clean, noisy = VAEObjectiveConfig(kl_weight=0.0), VAEObjectiveConfig(kl_weight=0.0, latent_noise=0.5)
+    generator = seeded()
+    latents = VAEObjective(noisy).disturb(vae.posterior(clip).sample(generator), vae.latents_std, generator)
+    out = VAEObjective(noisy)(vae, {"video": clip}, generator=seeded())
+    torch.testing.assert_close(out.loss, F.l1_loss(vae.reconstruct(latents), clip))
+    assert not torch.equal(out.loss, VAEObjective(clean)(vae, {"video": clip}, generator=seeded()).loss)
+    with pytest.raises(ValueError, match="latent_noise must not be negative"):
+        VAEObjectiveConfig(latent_noise=-0.1)

@@ -6,6 +6,7 @@ Latent Diffusion Models, section 3.1 and appendix G.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ class VAEObjectiveConfig:
             quadratic for errors below ``charbonnier_epsilon``.
         charbonnier_epsilon: In units of the pixel range [-1, 1].
         kl_weight: Weight of the mean KL divergence per latent entry, in nats.
+        latent_noise: How far the latents are disturbed before they are decoded, so that the decoder learns to read
+            what a diffusion model makes of them; see :meth:`VAEObjective.disturb`. 0 disturbs nothing.
         perceptual_weight: Weight of the perceptual term.
         perceptual_frames: Frames of each clip that the perceptual term looks at, drawn anew in each step; None takes
             all of them.
@@ -44,6 +47,7 @@ class VAEObjectiveConfig:
     reconstruction: Literal["l1", "charbonnier"] = "l1"
     charbonnier_epsilon: float = 0.05
     kl_weight: float = 1e-5
+    latent_noise: float = 0.0
     perceptual_weight: float = 0.0
     perceptual_frames: int | None = None
     perceptual_weights: str | None = None
@@ -58,7 +62,7 @@ class VAEObjectiveConfig:
             )
         if self.charbonnier_epsilon <= 0:
             raise ValueError(f"VAEObjectiveConfig.charbonnier_epsilon must be positive, got {self.charbonnier_epsilon}")
-        for name in ("kl_weight", "perceptual_weight", "adversarial_weight"):
+        for name in ("kl_weight", "latent_noise", "perceptual_weight", "adversarial_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"VAEObjectiveConfig.{name} must not be negative, got {getattr(self, name)}")
         for name in ("discriminator_width", "discriminator_layers"):
@@ -158,7 +162,8 @@ class VAEObjective:
         """
         video: Tensor = batch["video"]
         posterior = model.posterior(video)
-        reconstruction = model.reconstruct(posterior.sample(generator)).float()
+        latents = self.disturb(posterior.sample(generator), model.latents_std, generator)
+        reconstruction = model.reconstruct(latents).float()
         error = reconstruction - video.float()
         reconstruction_loss = self._weighted_mean(self._penalty(error), batch.get("weight"))
         kl = posterior.kl().mean()
@@ -180,6 +185,32 @@ class VAEObjective:
             loss = loss + self.config.adversarial_weight * judged
             metrics["adversarial"] = judged.detach()
         return LossOutput(loss=loss, metrics=metrics), reconstruction.detach()
+
+    def disturb(self, latents: Tensor, deviation: Tensor, generator: Generator | None = None) -> Tensor:
+        """Add noise of a size drawn for each clip, ``|N(0, latent_noise^2)|`` deviations of the latents.
+
+        Zheng et al., Diffusion Transformers with Representation Autoencoders (arXiv 2510.11690), section 4.3. Half of
+        the noise's variance stays the same through a clip, as it does in a video model's errors.
+
+        Args:
+            latents: Draws of the posterior, ``(B, C, t, h, w)``.
+            deviation: Standard deviation of each latent channel, ``(C,)``.
+            generator: Source of the noise; the global one otherwise.
+
+        Returns:
+            Latents of the same shape; the given ones where ``latent_noise`` is 0.
+        """
+        if not self.config.latent_noise:
+            return latents
+        device = latents.device if generator is None else generator.device
+        count, channels, frames, height, width = latents.shape
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device).to(latents)
+
+        size = self.config.latent_noise * normal(count, 1, 1, 1, 1).abs() * deviation.to(latents).view(-1, 1, 1, 1)
+        noise = normal(count, channels, 1, height, width) + normal(count, channels, frames, height, width)
+        return latents + size * math.sqrt(0.5) * noise
 
     def discriminator_loss(self, video: Tensor, reconstruction: Tensor) -> LossOutput:
         """Hinge loss of the discriminator; gradients reach the discriminator alone.
