@@ -18,6 +18,7 @@ SHOWN = {
     ("lips", "other_voice_r"): "correlation with another clip's voice",
     ("lips", "silence_opening_share_of_speech"): "mouth opening under silence, share of that under speech",
     ("lips", "identity_colour_error"): "colour error of skin, hair, clothes",
+    ("lips", "block_edges_over_truth"): "steps in brightness at the edges of tokens, over those of true clips",
     ("prompts", "lip_sync_r"): 'lip sync under prompts such as "a man talking"',
     ("prompts", "identity_colour_error"): "colour error under them",
     ("text", "higher_when_asked_share"): 'hands higher for "raising both hands" than for "arms down", share of clips',

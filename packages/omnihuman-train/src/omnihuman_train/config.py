@@ -245,6 +245,8 @@ class TrainConfig:
         decoder: Further training of the VAE's decoder, for which the latents stay as they are.
         decoder_mouth_weight: Loss weight of mouth pixels there.
         decoder_hand_weight: Loss weight of hand pixels there.
+        decoder_noise: Noise on the latents that the decoder learns to read, in deviations of the latents; the VAE's
+            objective calls it ``latent_noise``.
         flow: Objective of the backbone.
         segment: Frames per sample.
         run: Training of the backbone; ``run.steps`` is the sum of the stages' steps.
@@ -263,6 +265,7 @@ class TrainConfig:
     decoder: RunConfig
     decoder_mouth_weight: float
     decoder_hand_weight: float
+    decoder_noise: float
     flow: FlowConfig
     segment: SegmentConfig
     run: RunConfig

@@ -39,10 +39,11 @@ def render(clips: ClipsConfig, folder: Path) -> None:
         render_clips(clips, folder, progress=advance)
 
 
-def vae_objective(config: TrainConfig) -> Any:
+def vae_objective(config: TrainConfig, *, latent_noise: float = 0.0) -> Any:
     """The VAE's objective with the distance that the recipe names."""
     objective_class = plugin("objective", "vae")
-    return objective_class(objective_class.config_class(reconstruction=config.vae_reconstruction))
+    terms = objective_class.config_class(reconstruction=config.vae_reconstruction, latent_noise=latent_noise)
+    return objective_class(terms)
 
 
 def train_vae(config: TrainConfig, out: Path) -> None:
@@ -72,7 +73,8 @@ def train_decoder(config: TrainConfig, out: Path) -> None:
         mouth_weight=config.decoder_mouth_weight,
         hand_weight=config.decoder_hand_weight,
     )
-    weights = _train("decoder", vae, vae_objective(config), batches, config.decoder, config, out, world)
+    objective = vae_objective(config, latent_noise=config.decoder_noise)
+    weights = _train("decoder", vae, objective, batches, config.decoder, config, out, world)
     _save(weights, "decoder", out, world)
 
 

@@ -22,7 +22,7 @@ def tiny() -> TrainConfig:
             batch_size=64,
         ),
         Stage(name="text+audio", steps=800, ratios=Ratios(text=0.9, audio=0.8, pose=0.0, reference=0.75)),
-        Stage(name="text+audio+pose", steps=2200, ratios=Ratios(text=0.9, audio=0.5, pose=0.25, reference=0.75)),
+        Stage(name="text+audio+pose", steps=3400, ratios=Ratios(text=0.9, audio=0.5, pose=0.25, reference=0.75)),
     )
     return TrainConfig(
         name="tiny",
@@ -43,7 +43,7 @@ def tiny() -> TrainConfig:
         vae_reconstruction="charbonnier",
         vae_mouth_weight=3.0,
         decoder=RunConfig(
-            steps=1200,
+            steps=2400,
             batch_size=16,
             seed=1,
             ema_decay=0.998,
@@ -51,10 +51,11 @@ def tiny() -> TrainConfig:
         ),
         decoder_mouth_weight=12.0,
         decoder_hand_weight=3.0,
+        decoder_noise=0.25,
         flow=FlowConfig(mouth_weight=4.0, hand_weight=2.0, mouth_probe_weight=1.0),
         segment=SegmentConfig(latent_frames=9),
         run=RunConfig(
-            steps=4000,
+            steps=5200,
             batch_size=24,
             ema_decay=0.998,
             optimizer=OptimizerConfig(name="muon", lr=1e-3, muon_lr=2e-3, warmup_steps=100, decay_fraction=0.3),
