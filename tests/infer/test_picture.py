@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -105,14 +105,42 @@ def test_fitted_size(width: int, height: int, area: int, multiple: int) -> None:
     left, top, right, bottom = fit.box
     # The cut has the video's aspect, lies in the picture, is centred, and leaves one pair of sides whole.
     assert math.isclose((right - left) / (bottom - top), fit.width / fit.height, rel_tol=1e-9)
-    assert left >= -1e-6
-    assert top >= -1e-6
+    assert left >= 0
+    assert top >= 0
+    assert right <= width
+    assert bottom <= height
     assert math.isclose(left, width - right, abs_tol=1e-6)
     assert math.isclose(top, height - bottom, abs_tol=1e-6)
     assert min(left, top) <= 1e-6
     # Turning the picture turns the size.
     turned = fit_size(height, width, area=area, max_aspect=2.0, size_multiple=multiple)
     assert {fit.width, fit.height} == {turned.width, turned.height}
+
+
+# 480p and 720p as the converters set them, and a small model.
+SETTINGS = {"480p": (480 * 832, 16 / 9, 32), "720p": (720 * 1280, 16 / 9, 16), "tiny": (64 * 64, 2.0, 16)}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_cut_of_any_picture_lies_inside_it(name: str) -> None:
+    area, max_aspect, multiple = SETTINGS[name]
+    for width, height in np.random.default_rng(0).integers(16, 9000, size=(300, 2)).tolist():
+        fit = fit_size(width, height, area=area, max_aspect=max_aspect, size_multiple=multiple)
+        left, top, right, bottom = fit.box
+        assert 0 <= left < right <= width, (width, height)
+        assert 0 <= top < bottom <= height, (width, height)
+
+
+# A phone's photo, upright and turned, among all others.
+@example(width=3024, height=4032, setting="480p")
+@example(width=4032, height=3024, setting="480p")
+@given(width=st.integers(16, 4200), height=st.integers(16, 4200), setting=st.sampled_from(sorted(SETTINGS)))
+def test_pillow_takes_the_cut_of_any_picture(width: int, height: int, setting: str) -> None:
+    area, max_aspect, multiple = SETTINGS[setting]
+    fit = fit_size(width, height, area=area, max_aspect=max_aspect, size_multiple=multiple)
+    # The nearest pixel is cheap, and Pillow checks the box before it looks at the filter.
+    cut = Image.new("L", (width, height)).resize((fit.width, fit.height), Image.Resampling.NEAREST, box=fit.box)
+    assert cut.size == (fit.width, fit.height)
 
 
 def test_fitted_size_keeps_known_aspects() -> None:

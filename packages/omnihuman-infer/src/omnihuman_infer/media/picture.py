@@ -90,7 +90,7 @@ class Fit:
     Attributes:
         width: Pixels of the video, a multiple of the model's.
         height: Pixels of the video, a multiple of the model's.
-        box: ``(left, top, right, bottom)`` in pixels of the picture, centred.
+        box: ``(left, top, right, bottom)`` in pixels of the picture, inside it and centred.
     """
 
     width: int
@@ -130,8 +130,10 @@ def fit_size(width: int, height: int, *, area: int, max_aspect: float, size_mult
         )
     out_width, out_height = _nearest_size(width / height, area=area, max_aspect=max_aspect, size_multiple=size_multiple)
     scale = min(width / out_width, height / out_height)
-    left, top = (width - out_width * scale) / 2, (height - out_height * scale) / 2
-    return Fit(width=out_width, height=out_height, box=(left, top, left + out_width * scale, top + out_height * scale))
+    # Rounding may carry the whole side past the picture's edge, which Pillow refuses.
+    cut_width, cut_height = min(out_width * scale, width), min(out_height * scale, height)
+    left, top = (width - cut_width) / 2, (height - cut_height) / 2
+    return Fit(width=out_width, height=out_height, box=(left, top, left + cut_width, top + cut_height))
 
 
 def free_size(aspect: float, *, area: int, max_aspect: float, size_multiple: int) -> Fit:
