@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import av
@@ -120,7 +121,14 @@ def test_file_says_that_it_is_generated(tmp_path: Path) -> None:
     assert kinds.index(b"moov") < kinds.index(b"mdat")
 
 
-def test_new_file_has_ordinary_rights(tmp_path: Path) -> None:
+def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path: Path) -> None:
+    clip = write(tmp_path / ("x" * 251 + ".mp4"))
+    assert list(tmp_path.iterdir()) == [clip]
+
+
+def test_new_file_has_ordinary_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # To ask for the mask is to change it, and other threads make files meanwhile.
+    monkeypatch.setattr(os, "umask", None)
     clip = write(tmp_path / "new" / "clip.mp4")
     (tmp_path / "plain").touch()
     assert clip.stat().st_mode == (tmp_path / "plain").stat().st_mode

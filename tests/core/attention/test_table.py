@@ -95,6 +95,12 @@ def test_bytes_and_folders_are_no_table(tmp_path):
         read_table(tmp_path / "nowhere")
 
 
+def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path):
+    path = tmp_path / ("x" * 250 + ".json")
+    write_table(path, [row()])
+    assert read_table(path) == (row(),)
+
+
 def test_a_write_that_fails_leaves_the_old_table(tmp_path, monkeypatch):
     path = tmp_path / "attention.json"
     write_table(path, [row()])

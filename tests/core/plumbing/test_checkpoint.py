@@ -20,6 +20,7 @@ from omnihuman_core.checkpoint import (
     read_metadata,
     save_safetensors,
 )
+from omnihuman_core.importing.streaming import write_stream
 
 
 class Net(nn.Module):
@@ -87,6 +88,33 @@ def test_an_interrupted_save_leaves_no_half_file(tmp_path, monkeypatch):
 def test_saving_where_there_is_no_folder(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be written"):
         save_safetensors({"a": torch.zeros(1)}, tmp_path / "no" / "x.safetensors")
+
+
+def stream(tensors, path):
+    write_stream(path, tensors, tensors.items())
+
+
+@pytest.mark.parametrize("save", [save_safetensors, stream])
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_weights_get_the_rights_of_any_new_file(tmp_path, monkeypatch, save, mask):
+    before = os.umask(mask)
+    try:
+        # To ask for the mask is to change it, and other threads make files meanwhile.
+        monkeypatch.setattr(os, "umask", None)
+        (tmp_path / "plain").touch()
+        save({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("save", [save_safetensors, stream])
+def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path, save):
+    path = tmp_path / ("x" * 243 + ".safetensors")
+    save({"a": torch.ones(1)}, path)
+    assert load_safetensors(path)["a"] == 1
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_load_state_copies_everything(path, net):

@@ -242,6 +242,11 @@ def test_saving_over_a_model_replaces_all_of_it(directory):
     assert read_index(directory).version == "2"
 
 
+def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path):
+    directory = save(tmp_path / ("x" * 255), components={"vae": components()["vae"]})
+    assert read_index(directory).name == "m"
+
+
 def test_saving_over_something_else_is_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_bytes(b"x")

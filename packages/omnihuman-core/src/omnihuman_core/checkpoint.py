@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,28 @@ class KeyReport:
         return "; ".join(parts) or "all keys match"
 
 
+def create_part(path: Path, suffix: str = ".part") -> tuple[int, Path]:
+    """Create an empty file in the folder of ``path``, to be filled and then moved to ``path``.
+
+    Unlike those of :mod:`tempfile` it has the rights of any new file, which the kernel grants: to ask for the umask is
+    to change it for every thread. Its name is short, so that there is one wherever there can be a ``path``.
+
+    Args:
+        path: The file that this one is to become.
+        suffix: End of the name.
+
+    Returns:
+        A handle for writing, which the caller closes, and the path.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to.
+    """
+    part = path.parent / f".omnihuman-{secrets.token_hex(8)}{suffix}"
+    # Windows alone knows the flag, and alters line ends without it.
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    return os.open(part, flags, 0o666), part
+
+
 def save_safetensors(
     tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -101,12 +123,12 @@ def save_safetensors(
         flat[key] = value
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, temporary = create_part(path)
         os.close(handle)
-        temporary = Path(name)
+        rights = temporary.stat().st_mode
         save_file(flat, temporary, dict(metadata or {}))
-        # mkstemp makes files that nobody else may read; weights get the rights of any new file.
-        temporary.chmod(0o666 & ~_umask())
+        # safetensors puts a file of its own in the place, which from 0.8 on nobody else may read.
+        temporary.chmod(rights)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error})") from error
@@ -238,9 +260,3 @@ def _opened(path: str | Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

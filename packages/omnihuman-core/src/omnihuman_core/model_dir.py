@@ -262,7 +262,7 @@ def save_model(
     index = ModelIndex(format=FORMAT, name=name, version=version, generation=generation, components=entries)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".part", dir=directory.parent))
+        staging = Path(tempfile.mkdtemp(prefix=".omnihuman-", suffix=".part", dir=directory.parent))
     except OSError as error:
         raise ModelDirError(f"{directory}: cannot be written ({error.strerror})") from error
     try:

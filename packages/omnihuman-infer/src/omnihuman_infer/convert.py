@@ -74,7 +74,7 @@ def _safe(source: Path, out: Path, trust_pickle: bool) -> Iterator[Path]:
     # Beside the target, where there is room for files of this size.
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unpickled", dir=out.parent))
+        folder = Path(tempfile.mkdtemp(prefix=".omnihuman-", suffix=".unpickled", dir=out.parent))
     except OSError as error:
         raise RequestError(f"{out}: cannot be written ({error.strerror})") from None
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from omnihuman_core.checkpoint import DTYPES, CheckpointError, read_layout, read_tensors
+from omnihuman_core.checkpoint import DTYPES, CheckpointError, create_part, read_layout, read_tensors
 from omnihuman_core.contracts.state_dict import StateDictAdapter
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -55,8 +54,7 @@ def write_stream(
     text += b" " * (-len(text) % 8)
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
+        handle, temporary = create_part(path)
         with os.fdopen(handle, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             begin = file.tell()
@@ -69,10 +67,6 @@ def write_stream(
                 file.write(flat.view(torch.uint8).numpy().data)
         if places:
             raise CheckpointError(f"{path}: {len(places)} tensors never came, the first is {next(iter(places))}")
-        umask = os.umask(0)
-        os.umask(umask)
-        # mkstemp makes files that nobody else may read; weights get the rights of any new file.
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error

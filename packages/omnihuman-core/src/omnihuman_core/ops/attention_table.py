@@ -148,7 +148,7 @@ def _staging(path: Path) -> Iterator[Path]:
     """An empty file beside ``path`` that is gone afterwards, unless it was moved."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=".omnihuman-", suffix=".part", dir=path.parent)
         os.close(handle)
         try:
             yield Path(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from omnihuman_core.checkpoint import create_part
 from omnihuman_infer.media.sound import sound_frames, track_format
 from omnihuman_infer.provenance import COMMENT, append_xmp
 
@@ -59,12 +59,11 @@ class VideoWriter:
         import av
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.stem}.", suffix=".part.mp4", dir=self.path.parent)
+        handle, self._part = create_part(self.path, ".part.mp4")
         os.close(handle)
-        self._part = Path(name)
         try:
             self._container = av.open(
-                name, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}
+                str(self._part), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}
             )
             self._container.metadata["comment"] = COMMENT
             self._video = self._add_video()
@@ -128,10 +127,6 @@ class VideoWriter:
         self._container.mux(self._video.encode(None))
         self._container.close()
         append_xmp(self._part, self._model)
-        # mkstemp makes files that nobody else may read; a video gets the rights of any new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        self._part.chmod(0o666 & ~mask)
         os.replace(self._part, self.path)
 
     def __exit__(
