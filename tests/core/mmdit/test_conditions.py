@@ -304,6 +304,8 @@ def test_tiny_fits_its_budget():
         ({"audio_blocks": (4,)}, "audio_blocks"),
         ({"audio_blocks": ()}, "audio_blocks"),
         ({"patch_size": (0, 2, 2)}, "patch_size"),
+        ({"patch_size": (1, 2, 1)}, "square in space"),
+        ({"patch_size": (2, 2, 2)}, "audio and reference need 1"),
         ({"text_dim": None}, "text_dim"),
         ({"modulation": "own"}, "modulation"),
         ({"clean_modulation": "own"}, "clean_modulation"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -166,3 +168,12 @@ def test_what_is_known_of_a_text_survives_a_move():
     moved = Conditioning(text=words(3).trimmed()).to(torch.float64)
     assert moved.text.tokens.dtype == torch.float64
     assert not moved.text.padded
+
+
+def test_a_dropped_text_keeps_the_mask_that_its_null_needs():
+    text = words(3).trimmed()
+    assert not text.padded
+    null = TextCondition(tokens=torch.zeros_like(text.tokens), mask=torch.tensor([[True, False, False]]), pooled=None)
+    text = replace(text, pooled=None)
+    assert text.where(torch.tensor([False]), null).padded
+    assert not text.where(torch.tensor([True]), text).padded

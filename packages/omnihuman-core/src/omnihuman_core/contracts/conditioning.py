@@ -89,6 +89,10 @@ class TextCondition(_Part):
         mask = self.mask[:, :length]
         return replace(self, tokens=self.tokens[:, :length], mask=mask, padded=not bool(mask.all()))
 
+    def where(self, keep: Tensor, null: Self) -> Self:
+        """Keep this text for samples where ``keep`` (B,) is true and take ``null`` for the others (same shapes)."""
+        return replace(super().where(keep, null), padded=self.padded or null.padded)
+
     @classmethod
     def stack(cls, parts: Sequence[Self]) -> Self:
         """Concatenate along the batch; shorter texts are filled up with tokens that do not count."""

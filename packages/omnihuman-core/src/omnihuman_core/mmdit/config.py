@@ -102,8 +102,14 @@ class MMDiTConfig:
                 raise ValueError(f"MMDiTConfig.{name} must be at least 1, got {getattr(self, name)}")
         if self.num_blocks < 1 or min(self.num_double_blocks, self.num_single_blocks, self.text_refiner_depth) < 0:
             raise ValueError("MMDiTConfig needs at least one block and no negative block count")
-        if min(self.patch_size) < 1:
-            raise ValueError(f"MMDiTConfig.patch_size must be at least 1, got {self.patch_size}")
+        frames, rows, columns = self.patch_size
+        if min(self.patch_size) < 1 or rows != columns:
+            raise ValueError(f"MMDiTConfig.patch_size must be at least 1 and square in space, got {self.patch_size}")
+        if frames > 1 and (self.audio_dim is not None or self.reference):
+            raise ValueError(
+                f"MMDiTConfig.patch_size is {frames} in time; audio and reference need 1, since they belong to single "
+                "latent frames"
+            )
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"MMDiTConfig.hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}"

@@ -64,12 +64,10 @@ class MMDiT(nn.Module):
             "reference": config.reference,
             "motion": config.motion,
         }
-        frames, rows, columns = config.patch_size
-        if rows != columns:
-            raise ValueError(f"MMDiTConfig.patch_size must be square in space, got {config.patch_size}")
+        frames, side, _ = config.patch_size
         return BackboneSpec(
             latent_channels=config.latent_channels,
-            spatial_multiple=rows,
+            spatial_multiple=side,
             temporal_multiple=frames,
             conditions=frozenset(name for name, yes in accepted.items() if yes),
             text_dim=config.text_dim,
