@@ -94,8 +94,10 @@ def shaken(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def save_toy(directory: Path, *, leave_out: tuple[str, ...] = (), **settings: Any) -> Path:
-    components = {name: made for name, made in make_components().items() if name not in leave_out}
+def save_toy(
+    directory: Path, *, leave_out: tuple[str, ...] = (), mmdit: dict[str, Any] | None = None, **settings: Any
+) -> Path:
+    components = {name: made for name, made in make_components(**(mmdit or {})).items() if name not in leave_out}
     save_model(
         directory,
         name="toy",

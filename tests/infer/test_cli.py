@@ -206,7 +206,7 @@ def test_interruption_leaves_nothing(
     )
     try:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob(".clip.*.part.mp4")):
+        while not list(tmp_path.glob(".omnihuman-*.part.mp4")):
             assert process.poll() is None, process.stderr and process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)

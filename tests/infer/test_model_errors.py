@@ -79,7 +79,7 @@ def test_wrong_contract_version(copy: Path) -> None:
     message = refused(copy)
     assert "version 2" in message
     with pytest.raises(ModelError, match="version 2"):
-        check_directory(str(copy))
+        check_directory(str(copy), GenerateRequest())
 
 
 def test_unknown_plugin_and_unknown_key(copy: Path) -> None:
@@ -98,6 +98,7 @@ def test_unknown_key_in_a_config(copy: Path) -> None:
     [
         ({"latent_channels": 6}, "6"),
         ({"text_dim": 9}, "text_encoder"),
+        ({"pooled_dim": 9}, "text_encoder makes a pooled width 8"),
         ({"audio_dim": 9}, "audio_encoder"),
         ({"pose_channels": 9}, "pose_encoder"),
     ],
@@ -136,8 +137,54 @@ def test_model_without_some_conditions(tmp_path: Path, request_: GenerateRequest
     with pytest.raises(RequestError, match=r"^pose: the model toy lacks pose_extractor and pose_encoder; leave it out"):
         pipeline(dataclasses.replace(request_, prompt=None, pose=pose))
     with pytest.raises(RequestError, match=r"^pose: this model takes no poses"):
-        check_directory(str(directory), pose)
+        check_directory(str(directory), GenerateRequest(pose=pose))
     assert pipeline(dataclasses.replace(request_, prompt=None)).num_frames == 25
+
+
+def test_a_picture_that_the_model_cannot_take_is_refused(tmp_path: Path, request_: GenerateRequest) -> None:
+    directory = save_toy(tmp_path / "toy", mmdit={"reference": False})
+    pipeline = OmniHumanPipeline.from_pretrained(directory, device="cpu")
+    with pytest.raises(RequestError, match=r"^image: the model toy takes none; leave it out or choose another model"):
+        pipeline(request_)
+    assert pipeline(dataclasses.replace(request_, image=None)).num_frames == 25
+
+
+def test_an_encoder_without_a_null_is_found_at_the_start(toy_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    components = load_model(toy_dir)
+
+    def refuse(like: object) -> None:
+        raise ValueError("no null stored")
+
+    monkeypatch.setattr(components.text_encoder, "null", refuse)
+    with pytest.raises(ModelError, match=r"^model: no null stored"):
+        check_fit(components, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_an_extractor_that_generation_cannot_use(toy_dir: Path) -> None:
+    class Bare:
+        def extract(self, raw: object) -> None:
+            """No features."""
+
+    components = dataclasses.replace(load_model(toy_dir), audio_extractor=Bare())
+    with pytest.raises(ModelError, match="audio_extractor Bare has no method 'align'"):
+        check_fit(components, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [({"sampler": "eulr"}, "sampler"), ({"image": None, "aspect": 30.0}, "aspect")],
+)
+def test_what_the_index_tells_is_checked_without_the_weights(
+    toy_dir: Path, request_: GenerateRequest, change: dict[str, object], names: str
+) -> None:
+    with pytest.raises(RequestError, match=rf"^{names}: "):
+        check_directory(str(toy_dir), dataclasses.replace(request_, **change))
+
+
+def test_a_captioner_for_a_model_without_text(tmp_path: Path, request_: GenerateRequest) -> None:
+    directory = save_toy(tmp_path / "toy", leave_out=("text_extractor", "text_encoder"))
+    with pytest.raises(RequestError, match=r"^captioner: the model toy lacks text_extractor"):
+        check_directory(str(directory), dataclasses.replace(request_, prompt=None, captioner="http://localhost:1/v1"))
 
 
 def test_what_a_model_lacks_is_named_with_the_command_that_adds_it(tmp_path: Path, request_: GenerateRequest) -> None:

@@ -146,9 +146,9 @@ def test_negative_conditions(toy: OmniHumanPipeline, request_: GenerateRequest) 
     positive, negative = first()
     encoder = toy.components.audio_encoder
     assert torch.equal(negative.audio.tokens, encoder.null(positive.audio).tokens)
-    assert torch.equal(negative.text.tokens, toy.encoders.null_text().trimmed().tokens)
-    # No step pays for what fills a prompt up to the encoder's length.
     words = toy.encoders.text(request_.prompt)
+    assert torch.equal(negative.text.tokens, toy.encoders.null_text(words).trimmed().tokens)
+    # No step pays for what fills a prompt up to the encoder's length.
     assert positive.text.tokens.shape[1] == int(words.mask.sum()) < words.tokens.shape[1]
     assert not positive.text.padded
     assert negative.reference is positive.reference
@@ -219,6 +219,25 @@ def test_inputs_read_beforehand_are_used(toy: OmniHumanPipeline, request_: Gener
     with pytest.raises(RequestError, match="audio"):
         toy.prepare(request_)
     assert toy.prepare(request_, inputs).num_frames == 25
+    for name in ("image", "audio"):
+        with pytest.raises(RequestError, match=f"^{name}: the inputs were read for another request"):
+            toy.prepare(dataclasses.replace(request_, **{name: None}), inputs)
+    with pytest.raises(RequestError, match="^num_steps"):
+        toy.prepare(dataclasses.replace(request_, num_steps=0), inputs)
+
+
+def test_words_and_sound_are_encoded_once(
+    toy: OmniHumanPipeline, request_: GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[object] = []
+    for name in ("text", "audio"):
+        extractor = getattr(toy.components, f"{name}_extractor")
+        extract = extractor.extract
+        monkeypatch.setattr(extractor, "extract", lambda raw, extract=extract: heard.append(raw) or extract(raw))
+    toy.prepare(request_)
+    assert len(heard) == 2
+    toy.prepare(dataclasses.replace(request_, negative_audio="silence"))
+    assert len(heard) == 2 + 3
 
 
 def test_sound_of_the_input_at_its_own_rate(toy: OmniHumanPipeline, request_: GenerateRequest, tmp_path: Path) -> None:

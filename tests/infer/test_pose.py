@@ -100,7 +100,7 @@ def test_poses_follow_the_cut_of_the_picture(toy: OmniHumanPipeline, request_: G
 
 def test_bad_pose_files(toy_dir: Path, toy: OmniHumanPipeline, request_: GenerateRequest, tmp_path: Path) -> None:
     good = write_pose(tmp_path / "good.json", 10)
-    check_directory(str(toy_dir), good)
+    check_directory(str(toy_dir), GenerateRequest(pose=good))
     contents = {
         "cut": good.read_text()[:-20],
         "binary": "\x00\x01",
@@ -117,7 +117,7 @@ def test_bad_pose_files(toy_dir: Path, toy: OmniHumanPipeline, request_: Generat
         assert not request_.out.exists()
         if name != "endless":
             with pytest.raises(RequestError, match=r"^pose: "):
-                check_directory(str(toy_dir), path)
+                check_directory(str(toy_dir), GenerateRequest(pose=path))
     nobody = {"empty": {"people": []}, "unseen": {"keypoints": [[[0.5, 0.5, 0]] * 133] * 3}}
     for name, content in nobody.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from omnihuman_infer import GenerateRequest, RequestError
 from omnihuman_infer.request import parse_region
@@ -63,12 +65,20 @@ def test_strings_become_paths() -> None:
         ({"audio": "nowhere.wav"}, "audio"),
         ({"pose": "nowhere.json"}, "pose"),
         ({"out": "clip.avi"}, "out"),
+        ({"out": None}, "out"),
+        ({"max_seconds": None}, "max_seconds"),
+        ({"image": "x" * 300 + ".png"}, "image"),
     ],
 )
 def test_wrong_field_is_named_in_one_line(good: GenerateRequest, change: dict[str, object], names: str) -> None:
     with pytest.raises(RequestError, match=rf"^{names}: ") as caught:
         dataclasses.replace(good, **change).validate()
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_other_libraries_are_numbers(good: GenerateRequest) -> None:
+    given = {"seed": np.int64(3), "num_steps": np.int32(4), "guidance_scale": np.float32(2.5)}
+    dataclasses.replace(good, device=torch.device("cpu"), **given).validate()
 
 
 def test_region_needs_a_voice(good: GenerateRequest) -> None:

@@ -13,6 +13,17 @@ from omnihuman_core.model_dir import ModelComponents
 from omnihuman_infer.request import GenerateRequest, RequestError
 
 
+def check_sampler(name: str) -> str:
+    """The name, where it is that of a sampler.
+
+    Raises:
+        RequestError: it is none.
+    """
+    if name not in SAMPLERS:
+        raise RequestError(f"sampler: must be one of {', '.join(sorted(SAMPLERS))}, got {name!r}")
+    return name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """Turns noise into final latents.
@@ -39,9 +50,7 @@ class Denoiser:
             RequestError: an unknown sampler, or settings that do not go together.
         """
         settings = components.generation
-        sampler = request.sampler or settings.sampler
-        if sampler not in SAMPLERS:
-            raise RequestError(f"sampler: must be one of {', '.join(sorted(SAMPLERS))}, got {sampler!r}")
+        sampler = check_sampler(request.sampler or settings.sampler)
         scale = settings.guidance_scale if request.guidance_scale is None else request.guidance_scale
         name = request.guidance_schedule or settings.guidance_schedule
         try:

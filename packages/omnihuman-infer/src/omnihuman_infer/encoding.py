@@ -33,11 +33,11 @@ class PoseExtractor(Protocol):
     """What generation needs of a pose extractor."""
 
     def load(self, path: Path, *, fps: float) -> Tensor:
-        """Keypoints ``(T, K, 3)`` at ``fps``: x and y in fractions of the picture, score."""
+        """Keypoints ``(T, 133, 3)`` of COCO-WholeBody at ``fps``: x and y in fractions of the picture, score."""
         ...
 
     def extract(self, raw: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Maps ``(C, T, H, W)`` in [0, 1] of keypoints ``(T, K, 3)``."""
+        """Maps ``(C, T, H, W)`` in [0, 1] of keypoints ``(T, 133, 3)``."""
         ...
 
 
@@ -60,8 +60,11 @@ class Encoders:
         return condition in self._components.backbone.spec.conditions
 
     def missing(self, condition: str) -> list[str]:
-        """Names of the components that would have to make a condition and are not there."""
-        names = (f"{condition}_extractor", f"{condition}_encoder")
+        """Names of the components that would have to make a condition and are not there.
+
+        A reference needs none: the VAE encodes it.
+        """
+        names = () if condition == "reference" else (f"{condition}_extractor", f"{condition}_encoder")
         return [name for name in names if getattr(self._components, name) is None]
 
     def _has(self, condition: str) -> bool:
@@ -77,9 +80,9 @@ class Encoders:
         )
         return cast("TextCondition", cast("Any", self._components.text_encoder).encode(moved))
 
-    def null_text(self) -> TextCondition:
+    def null_text(self, like: TextCondition) -> TextCondition:
         """The condition that stands for "no text"."""
-        return cast("TextCondition", cast("Any", self._components.text_encoder).null(self.text("")))
+        return cast("TextCondition", cast("Any", self._components.text_encoder).null(like))
 
     def audio(self, waveform: Tensor, frames: int) -> AudioCondition:
         """Audio tokens ``(1, t, A, D)`` of ``frames`` video frames, from ``(1, samples)`` at 16 kHz."""
@@ -93,11 +96,11 @@ class Encoders:
         return cast("AudioCondition", cast("Any", self._components.audio_encoder).null(like))
 
     def read_pose(self, path: Path) -> Tensor:
-        """Keypoints ``(T, K, 3)`` of a pose file at the model's frame rate; see :func:`read_pose`."""
+        """Keypoints ``(T, 133, 3)`` of a pose file at the model's frame rate; see :func:`read_pose`."""
         return read_pose(path, self._components.pose_extractor, fps=self._components.generation.fps)
 
     def pose(self, keypoints: Tensor, size: tuple[int, int]) -> PoseCondition:
-        """Pose features ``(1, C_pose, t, h, w)`` of keypoints ``(T, K, 3)`` in a video of ``size`` = (H, W)."""
+        """Pose features ``(1, C_pose, t, h, w)`` of keypoints ``(T, 133, 3)`` in a video of ``size`` = (H, W)."""
         maps = cast("PoseExtractor", self._components.pose_extractor).extract(keypoints, size=size)
         return cast("PoseCondition", cast("Any", self._components.pose_encoder).encode(self._move(maps[None])))
 
@@ -112,7 +115,7 @@ class Encoders:
 
 
 def read_pose(path: Path, extractor: Any, *, fps: float) -> Tensor:
-    """Keypoints ``(T, K, 3)`` of a pose file at ``fps``, read by the model's own extractor.
+    """Keypoints ``(T, 133, 3)`` of a pose file at ``fps``, read by the model's own extractor.
 
     Raises:
         RequestError: the model takes no poses, or the file holds none, or nobody in any frame.

@@ -27,6 +27,18 @@ class Inputs:
     picture: Image.Image | None
     waveform: NDArray[np.float32] | None
 
+    def of(self, request: GenerateRequest) -> Inputs:
+        """These inputs, where they hold what the request names and nothing else; the files may be gone by now.
+
+        Raises:
+            RequestError: a field is wrong, or the request names a file that was not read, or none for one that was.
+        """
+        request.check_values()
+        for name, value in (("image", self.picture), ("audio", self.waveform)):
+            if (getattr(request, name) is None) != (value is None):
+                raise RequestError(f"{name}: the inputs were read for another request; leave them out")
+        return self
+
     @property
     def sound_seconds(self) -> float | None:
         """Length of the sound, or None without audio."""

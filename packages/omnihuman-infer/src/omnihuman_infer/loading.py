@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from omnihuman_core.model_dir import ModelComponents, load_component, load_model, read_index
 from omnihuman_core.ops import choose_ops
 from omnihuman_core.plugins import PluginError
+from omnihuman_infer.denoising import check_sampler
 from omnihuman_infer.encoding import Encoders, read_pose
+from omnihuman_infer.media.picture import free_size
 from omnihuman_infer.media.sound import SAMPLE_RATE
 from omnihuman_infer.presets import model_directory
-from omnihuman_infer.request import RequestError
+from omnihuman_infer.request import GenerateRequest, RequestError
+
+# Of a person, as COCO-WholeBody numbers them.
+KEYPOINTS = 133
 
 
 class ModelError(RequestError):
@@ -27,7 +30,10 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise RequestError(f"device: must be auto, cpu, cuda, cuda:N or mps, got {device!r}") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise RequestError(
             f"device: {device} is not there ({torch.cuda.device_count()} CUDA devices); use --device cpu"
@@ -37,8 +43,8 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
 
 
-def check_directory(model: str, pose: Path | None = None) -> None:
-    """Check a model's index, and a pose file against the model's pose extractor, without touching a weight.
+def check_directory(model: str, request: GenerateRequest) -> None:
+    """Check a model's index, and what of a request its settings and its pose extractor decide, without its weights.
 
     Raises:
         RequestError: one line that names the field and the fix.
@@ -46,12 +52,20 @@ def check_directory(model: str, pose: Path | None = None) -> None:
     directory = model_directory(model)
     try:
         index = read_index(directory)
-        wanted = pose is not None and "pose_extractor" in index.components
+        wanted = request.pose is not None and "pose_extractor" in index.components
         extractor = load_component(directory, "pose_extractor") if wanted else None
     except ValueError as error:
         raise _model_error(error) from None
-    if pose is not None:
-        read_pose(pose, extractor, fps=index.generation.fps)
+    settings = index.generation
+    check_sampler(request.sampler or settings.sampler)
+    if request.aspect is not None:
+        free_size(
+            request.aspect, area=settings.area, max_aspect=settings.max_aspect, size_multiple=settings.size_multiple
+        )
+    if request.captioner is not None and "text_extractor" not in index.components:
+        raise RequestError(f"captioner: the model {index.name} lacks text_extractor; leave it out")
+    if request.pose is not None:
+        read_pose(request.pose, extractor, fps=settings.fps)
 
 
 def load_components(
@@ -139,25 +153,38 @@ def _check_encoders(components: ModelComponents, encoders: Encoders, side: int) 
     spec, latents = components.backbone.spec, components.vae.latent_spec
     frames = latents.pixel_frames(2)
     if encoders.has_text:
-        _check_width("text", encoders.text("").tokens.shape[-1], spec.text_dim)
+        text = encoders.text("")
+        _check_width("text", text.tokens.shape[-1], spec.text_dim)
+        pooled = None if text.pooled is None else text.pooled.shape[-1]
+        _check_width("text", pooled, spec.pooled_dim, what="a pooled width")
+        encoders.null_text(text)
     if encoders.has_audio:
         rate = getattr(getattr(components.audio_extractor, "config", None), "sample_rate", SAMPLE_RATE)
         if rate != SAMPLE_RATE:
             raise ModelError(
                 f"model: audio_extractor takes {rate} Hz, sound is given at {SAMPLE_RATE} Hz; use another one"
             )
-        tokens = encoders.audio(torch.zeros(1, SAMPLE_RATE), frames).tokens
-        _check_width("audio", tokens.shape[-1], spec.audio_dim)
-        _check_positions("audio", (tokens.shape[1],), (2,))
+        _check_method("audio_extractor", components.audio_extractor, "align")
+        audio = encoders.audio(torch.zeros(1, SAMPLE_RATE), frames)
+        _check_width("audio", audio.tokens.shape[-1], spec.audio_dim)
+        _check_positions("audio", (audio.tokens.shape[1],), (2,))
+        encoders.null_audio(audio)
     if encoders.has_pose:
-        features = encoders.pose(torch.zeros(frames, 133, 3), (side, side)).features
+        features = encoders.pose(torch.zeros(frames, KEYPOINTS, 3), (side, side)).features
         _check_width("pose", features.shape[1], spec.pose_channels)
         _check_positions("pose", tuple(features.shape[2:]), (2, *latents.latent_size(side, side)))
 
 
-def _check_width(name: str, got: int, wanted: int | None) -> None:
+def _check_method(name: str, component: object, method: str) -> None:
+    if not hasattr(component, method):
+        raise ModelError(
+            f"model: {name} {type(component).__name__} has no method {method!r}, which is needed; use another one"
+        )
+
+
+def _check_width(name: str, got: int | None, wanted: int | None, *, what: str = "width") -> None:
     if got != wanted:
-        raise ModelError(f"model: {name}_encoder makes width {got}, the backbone takes {wanted}; use a matching one")
+        raise ModelError(f"model: {name}_encoder makes {what} {got}, the backbone takes {wanted}; use a matching one")
 
 
 def _check_positions(name: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:

@@ -43,7 +43,7 @@ def plan_segments(latent_frames: int, segment_latents: int, motion_latents: int)
     Every segment spans exactly ``segment_latents`` latent frames, the length the model was trained at: the first has no
     motion frames and that many new ones, each later one has ``motion_latents`` fewer new ones. What the last segment
     makes beyond the clip is thrown away. So no run is shorter than the model knows, all runs share their shapes, and
-    what is generated at the start does not depend on how long the clip is.
+    what is generated at the start, under the same conditions, does not depend on how long the clip is.
 
     Args:
         latent_frames: Latent frames of the clip.

@@ -145,7 +145,7 @@ class OmniHumanPipeline:
             RequestError: one line that names the field and the fix.
         """
         self._check_same_model(request)
-        inputs = read_inputs(request) if inputs is None else inputs
+        inputs = read_inputs(request) if inputs is None else inputs.of(request)
         request = with_caption(request, inputs.picture)
         return prepare_clip(request, inputs, self.components, self.encoders)
 
@@ -181,7 +181,7 @@ class OmniHumanPipeline:
             yield from torch.split(latents[:, :, : segment.keep], DECODE_LATENTS, dim=2)
 
     def _check_same_model(self, request: GenerateRequest) -> None:
-        if request.model is not None and request.model != self.model:
+        if request.model is not None and Path(request.model) != Path(self.model):
             raise RequestError(f"model: this pipeline holds {self.model!r}, the request asks for {request.model!r}")
         if request.device is not None and resolve_device(request.device) != self.device:
             raise RequestError(f"device: this pipeline is on {self.device}, the request asks for {request.device}")
@@ -205,7 +205,7 @@ def generate(
     """
     inputs = read_inputs(request) if inputs is None else inputs
     model = request.model or "tiny"
-    check_directory(model, request.pose)
+    check_directory(model, request)
     # Before the model is loaded, so that a large captioner and a large model need not fit the memory together.
     request = with_caption(request, inputs.picture)
     pipeline = OmniHumanPipeline.from_pretrained(model, device=request.device or "auto")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from omnihuman_core.activation import active_conditions
 from omnihuman_core.contracts import ReferenceCondition
@@ -25,6 +26,8 @@ from omnihuman_infer.speaker import region_in_video, region_map
 
 # Components that come from published weights and may be added to a model; the others are trained with it.
 PUBLISHED = frozenset({"audio_extractor", "text_extractor", "text_encoder"})
+# Field of a request -> the condition that it becomes.
+TAKEN_AS = {"image": "reference", "captioner": "text", "prompt": "text", "audio": "audio", "pose": "pose"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,20 +149,23 @@ def _encode(
     reference = _reference(inputs, fit, components, encoders) if encoders.accepts("reference") else None
     text = negative_text = None
     if encoders.has_text:
-        negative_text = encoders.null_text()
+        words = encoders.text(request.prompt or "")
+        negative_text = encoders.null_text(words)
         # Without a prompt the text is active and says nothing.
-        text = encoders.text(request.prompt) if request.prompt and "text" in active else negative_text
+        text = words if request.prompt and "text" in active else negative_text
     audio = negative_audio = None
     if encoders.has_audio:
-        # Padded with silence: segments may reach past the end of the sound.
-        waveform = torch.zeros(1, math.ceil(frames / components.generation.fps * SAMPLE_RATE))
-        silent = encoders.audio(waveform, frames)
-        audio = negative_audio = encoders.null_audio(silent)
+        silence = torch.zeros(1, math.ceil(frames / components.generation.fps * SAMPLE_RATE))
+        waveform = silence
         if inputs.waveform is not None and "audio" in active:
-            sound = torch.from_numpy(inputs.waveform)[: waveform.shape[1]]
-            waveform[0, : len(sound)] = sound
-            audio = encoders.audio(waveform, frames)
-            negative_audio = silent if _wants_silence(request) else negative_audio
+            # Padded with silence: segments may reach past the end of the sound.
+            sound = torch.from_numpy(inputs.waveform)[: silence.shape[1]]
+            waveform = pad(sound, (0, silence.shape[1] - len(sound)))[None]
+        heard = encoders.audio(waveform, frames)
+        null = encoders.null_audio(heard)
+        audio = null if waveform is silence else heard
+        wants_silence = waveform is not silence and _wants_silence(request)
+        negative_audio = encoders.audio(silence, frames) if wants_silence else null
     pose = None
     if keypoints is not None and "pose" in active:
         pose = PoseTrack(keypoints=keypoints, size=(fit.height, fit.width), encoders=encoders, spec=spec)
@@ -198,7 +204,7 @@ def _prompt(request: GenerateRequest, encoders: Encoders, default: str) -> tuple
 
 
 def _check_taken(request: GenerateRequest, encoders: Encoders, model: str) -> None:
-    for name, condition in (("captioner", "text"), ("prompt", "text"), ("audio", "audio"), ("pose", "pose")):
+    for name, condition in TAKEN_AS.items():
         if not getattr(request, name):
             continue
         if not encoders.accepts(condition):

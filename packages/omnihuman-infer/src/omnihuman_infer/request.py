@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -96,6 +97,8 @@ class GenerateRequest:
         for name in ("model", "captioner"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        if self.device is not None:
+            object.__setattr__(self, "device", str(self.device))
 
     def validate(self) -> None:
         """Check every field by itself; :func:`omnihuman_infer.inputs.read_inputs` checks the contents of the files.
@@ -103,8 +106,7 @@ class GenerateRequest:
         Raises:
             RequestError: one line that names the field and the fix.
         """
-        self._check_numbers()
-        self._check_choices()
+        self.check_values()
         if self.image is None and not self.prompt:
             raise RequestError("image: nothing says what the video shows; give --image or --prompt")
         if self.image is not None and self.aspect is not None:
@@ -116,6 +118,15 @@ class GenerateRequest:
                 _check_file(name, path)
         self._check_out()
 
+    def check_values(self) -> None:
+        """Check the fields that name no file.
+
+        Raises:
+            RequestError: one line that names the field and the fix.
+        """
+        self._check_numbers()
+        self._check_choices()
+
     def _check_numbers(self) -> None:
         _check_integer("seed", self.seed, 0, MAX_SEED)
         _check_integer("num_steps", self.num_steps, 1, MAX_STEPS)
@@ -123,10 +134,13 @@ class GenerateRequest:
         _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
         _check_number("aspect", self.aspect, 1 / MAX_ASPECT, MAX_ASPECT)
         _check_number("max_seconds", self.max_seconds, 0.04, 86_400.0)
-        _check_number("seconds", self.seconds, 0.04, self.max_seconds)
+        # A Python caller may hand in anything.
+        limit: float | None = self.max_seconds
+        if limit is None:
+            raise RequestError("max_seconds: must be a number; leave it out for the default")
+        _check_number("seconds", self.seconds, 0.04, limit)
         if self.speaker_region is None:
             return
-        # A Python caller may hand in anything.
         region: tuple[float, ...] = self.speaker_region
         if len(region) != 4 or not all(_is_number(v) and 0.0 <= v <= 1.0 for v in region):
             raise RequestError(
@@ -173,7 +187,9 @@ class GenerateRequest:
             )
 
     def _check_out(self) -> None:
-        out = self.out
+        out: Path | None = self.out
+        if out is None:
+            raise RequestError("out: must name the .mp4 to write")
         if out.suffix.lower() != ".mp4":
             raise RequestError(f"out: must end in .mp4, got {out}")
         if out.is_dir():
@@ -228,7 +244,7 @@ def is_url(captioner: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def _check_number(name: str, value: float | None, low: float, high: float) -> None:
@@ -237,7 +253,7 @@ def _check_number(name: str, value: float | None, low: float, high: float) -> No
 
 
 def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = not isinstance(value, bool) and isinstance(value, Integral)
     if value is not None and not (whole and low <= value <= high):
         raise RequestError(f"{name}: must be a whole number between {low} and {high}, got {value}")
 
@@ -248,7 +264,11 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _check_file(name: str, path: Path) -> None:
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise RequestError(f"{name}: cannot look for {path} ({error.strerror}); check the path") from None
+    if not there:
         raise RequestError(f"{name}: {path} does not exist; check the path")
     if name == "pose" and path.is_dir():
         # Pose estimators write one file a frame.
