@@ -1,6 +1,7 @@
 """What torchrun starts: a run of two processes, of which one kills itself in its first life.
 
-TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nproc-per-node=2 --max-restarts=3 -m tests.train.distributed.elastic OUT LATENTS
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+torchrun --nproc-per-node=2 --max-restarts=3 -m tests.train.distributed.elastic OUT LATENTS
 """
 
 from __future__ import annotations
