@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from omnihuman_infer.media.picture import BACKGROUND, fit_size, load_picture, resize
 from omnihuman_infer.request import RequestError
@@ -68,6 +68,68 @@ def test_turned_by_exif(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
     assert load_picture(tmp_path / "a.jpg").size == (30, 60)
+
+
+def turned_picture() -> tuple[Image.Image, Image.Exif]:
+    """A picture held sideways, with the metadata that a camera writes."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation], exif[ExifTags.Base.XResolution] = "Maker", 6, 72.0
+    exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (1.0, 2.0, 3.0)}
+    return Image.effect_noise((40, 24), 80).convert("RGB"), exif
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_damaged_metadata_spoils_no_picture(tmp_path: Path, kind: str) -> None:
+    image, exif = turned_picture()
+    path, numbers = tmp_path / f"a.{kind}", np.random.default_rng(0)
+    whole = exif.tobytes()
+    # Behind the marks by which a reader knows the block.
+    begin = whole.index(b"MM\0*") + 4
+    sizes = set()
+    for _ in range(250):
+        damaged = bytearray(whole)
+        for place in numbers.integers(begin, len(whole), size=numbers.integers(1, 4)):
+            damaged[place] = numbers.choice([0, 1, 255, numbers.integers(256)])
+        image.save(path, exif=bytes(damaged))
+        sizes.add(load_picture(path).size)
+    assert sizes == {(24, 40), (40, 24)}
+
+
+def test_a_turn_counts_whatever_stands_beside_it(tmp_path: Path) -> None:
+    image, exif = turned_picture()
+    # Text where a fraction belongs, which Pillow cannot write again.
+    damaged = exif.tobytes().replace(struct.pack(">HHI", 0x011A, 5, 1), struct.pack(">HHI", 0x011A, 2, 1))
+    image.save(tmp_path / "a.jpg", exif=damaged)
+    assert load_picture(tmp_path / "a.jpg").size == (24, 40)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_damaged_bytes_give_a_picture_or_one_line(tmp_path: Path, kind: str) -> None:
+    image, exif = turned_picture()
+    image.save(tmp_path / f"whole.{kind}", exif=exif)
+    whole, numbers = (tmp_path / f"whole.{kind}").read_bytes(), np.random.default_rng(0)
+    path, refused = tmp_path / f"a.{kind}", list[str]()
+    for _ in range(250):
+        damaged = bytearray(whole)
+        for place in numbers.integers(0, len(whole), size=numbers.integers(1, 4)):
+            damaged[place] = numbers.integers(256)
+        path.write_bytes(damaged)
+        try:
+            assert load_picture(path).mode == "RGB"
+        except RequestError as error:
+            refused.append(str(error))
+    assert refused
+    assert not any("\n" in message for message in refused)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_turn_is_the_one_of_pillow(tmp_path: Path, orientation: int) -> None:
+    image, exif = turned_picture()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as stored:
+        want = ImageOps.exif_transpose(stored)
+    assert np.array_equal(load_picture(tmp_path / "a.png"), want)
 
 
 @pytest.mark.parametrize(

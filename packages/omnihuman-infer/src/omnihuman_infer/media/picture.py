@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 import warnings
+import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from omnihuman_infer.request import RequestError
 
@@ -23,6 +25,23 @@ MIN_SIDE = 16
 # A float, or an array or tensor of floats.
 NumberT = TypeVar("NumberT", bound=Any)
 
+# What Pillow's parsers raise on damaged bytes; they do not turn the errors of their arithmetic into their own.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
+    RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
+
+# What undoes each EXIF orientation but 1, which is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 # A transparent picture is laid on mid-grey: black or white would bleed into the hair's edge.
 BACKGROUND = (128, 128, 128)
 
@@ -30,8 +49,8 @@ BACKGROUND = (128, 128, 128)
 def load_picture(path: Path) -> Image.Image:
     """Read a picture as RGB, turned upright.
 
-    Handles EXIF orientation, transparency (over mid-grey), palettes, greyscale of 8 and 16 bits and CMYK. The first
-    frame of an animation counts.
+    Handles EXIF orientation (what cannot be read of it counts as upright), transparency (over mid-grey), palettes,
+    greyscale of 8 and 16 bits and CMYK. The first frame of an animation counts.
 
     Raises:
         RequestError: not a PNG, JPEG or WEBP, truncated, too small, too large in bytes or in pixels.
@@ -44,6 +63,8 @@ def load_picture(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings(), ExitStack() as files:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Pillow tells of damaged metadata, of which one entry counts here.
+            warnings.simplefilter("ignore", UserWarning)
             image = files.enter_context(Image.open(path, formats=FORMATS))
             width, height = image.size
             # The header alone gives the size: a bomb is refused before one pixel of it is decoded.
@@ -58,17 +79,28 @@ def load_picture(path: Path) -> Image.Image:
                     "give a larger picture"
                 )
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_turned_upright(image))
     except UnidentifiedImageError:
         raise RequestError(f"image: {path} is not a PNG, JPEG or WEBP picture; convert it to one of them") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise RequestError(
             f"image: {path} has too many pixels, the limit is {MAX_PIXELS // 10**6} million; make it smaller"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+    except _DAMAGE as error:
         if isinstance(error, RequestError):
             raise
-        raise RequestError(f"image: {path} is damaged or truncated ({error}); give an intact file") from None
+        reason = " ".join(str(error).split())
+        raise RequestError(f"image: {path} is damaged or truncated ({reason}); give an intact file") from None
+
+
+def _turned_upright(image: Image.Image) -> Image.Image:
+    try:
+        # This entry alone: the rest of the metadata is of no use here and may be damaged.
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGE:
+        # The pixels are whole: a picture that does not say how it was held is taken as it is stored.
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
