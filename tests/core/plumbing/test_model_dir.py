@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from omnihuman_core import model_dir
+from omnihuman_core.importing import read_model_dir, write_components
 from omnihuman_core.model_dir import (
     GenerationSettings,
     ModelDirError,
@@ -264,6 +265,85 @@ def test_a_failed_save_leaves_the_old_model(directory, monkeypatch):
         save(directory, version="2")
     assert read_index(directory).version == "1"
     assert sorted(os.listdir(directory.parent)) == ["model", "site"]
+
+
+class Moves:
+    """``os.replace`` that fails at one of its calls, before or after the move."""
+
+    def __init__(self, at: int, error: BaseException, *, moved: bool) -> None:
+        self.calls, self.at, self.error, self.moved = 0, at, error, moved
+
+    def __call__(self, source: Any, target: Any) -> None:
+        self.calls += 1
+        if self.calls == self.at and not self.moved:
+            raise self.error
+        os.rename(source, target)
+        if self.calls == self.at:
+            raise self.error
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+FULL = OSError(28, "No space left on device")
+
+
+def add(directory: Path, **_: Any) -> None:
+    """A VAE in the place of the old one, and a text encoder beside it."""
+    parts = [part for part in read_model_dir(directory) if part.component in ("vae", "audio_encoder")]
+    write_components(directory, [parts[0], replace(parts[1], component="text_encoder")], name="other")
+
+
+# Before and after every move: two for the whole directory; three, one of them without a predecessor, and the index.
+CUTS = [(save, at) for at in (1, 2)] + [(add, at) for at in (1, 2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["full", "interrupt"])
+@pytest.mark.parametrize(("write", "at"), CUTS, ids=[f"{write.__name__} {at}" for write, at in CUTS])
+def test_a_cut_at_any_move_leaves_the_old_model(directory, monkeypatch, write, at, error, moved):
+    before, beside = content(directory), sorted(os.listdir(directory.parent))
+    # What the checkpoint writer moves is not meant.
+    replace_file = os.replace
+    moves = Moves(at, error, moved=moved)
+    monkeypatch.setattr(os, "replace", lambda a, b: (replace_file if Path(a).suffix == ".part" else moves)(a, b))
+    with pytest.raises(ModelDirError if error is FULL else KeyboardInterrupt):
+        write(directory, version="2")
+    monkeypatch.undo()
+    assert moves.calls > at or (at == 1 and not moved)
+    assert content(directory) == before
+    assert sorted(os.listdir(directory.parent)) == beside
+
+
+def test_adding_replaces_components_of_the_same_name_alone(directory):
+    before = content(directory)
+    add(directory)
+    after = content(directory)
+    assert after.pop("text_encoder/config.toml") == before["audio_encoder/config.toml"]
+    del after["text_encoder/model.safetensors"]
+    assert {name for name in before if after.pop(name) != before[name]} == {"model.toml", "vae/model.safetensors"}
+    assert not after
+    assert set(read_index(directory).components) == {*components(), "text_encoder"}
+    assert sorted(os.listdir(directory.parent)) == ["model", "site"]
+
+
+def test_what_cannot_be_moved_back_is_kept(directory, monkeypatch):
+    before = content(directory)
+    real = os.replace
+    moves: list[Path] = []
+
+    def fails(source: Path, target: Path) -> None:
+        moves.append(Path(source))
+        if len(moves) > 1:
+            raise FULL
+        real(source, target)
+
+    monkeypatch.setattr(model_dir, "save_safetensors", lambda *_: None)
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(ModelDirError, match="cannot be written .No space left"):
+        save(directory)
+    assert content(moves[-1]) == before
 
 
 def test_saving_checks_the_plugin(tmp_path):

@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,24 +261,66 @@ def save_model(
         raise ModelDirError(f"{directory}: exists and is no model directory; choose another one or empty it")
     entries = {component: _entry(component, *named) for component, named in components.items()}
     index = ModelIndex(format=FORMAT, name=name, version=version, generation=generation, components=entries)
+    with replacing(directory) as new:
+        for component, (_, module) in components.items():
+            _save(new / component, module, dtype)
+        (new / INDEX).write_text(to_toml(index), encoding="utf-8")
+
+
+@contextmanager
+def replacing(directory: Path, *, keep: bool = False) -> Iterator[Path]:
+    """A folder to fill, which takes the place of a model directory at the end of the ``with`` block.
+
+    After an error or an interrupt, wherever it comes, the directory is as it was.
+
+    Args:
+        directory: Made, with its parents, if there is none.
+        keep: Keep what is in the directory under names that the new folder does not have.
+
+    Raises:
+        ModelDirError: the directory cannot be written.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".omnihuman-", suffix=".part", dir=directory.parent))
     except OSError as error:
         raise ModelDirError(f"{directory}: cannot be written ({error.strerror})") from error
+    new, old = staging / "new", staging / "old"
+    done = False
     try:
-        new = staging / "new"
         new.mkdir()
-        for component, (_, module) in components.items():
-            _save(new / component, module, dtype)
-        (new / INDEX).write_text(to_toml(index), encoding="utf-8")
-        if directory.exists():
-            os.replace(directory, staging / "old")
-        os.replace(new, directory)
+        old.mkdir()
+        yield new
+        moves = [(new, directory)]
+        if keep and directory.exists():
+            # The index comes last: until then it names what was there.
+            names = sorted((path.name for path in new.iterdir()), key=lambda name: name == INDEX)
+            moves = [(new / name, directory / name) for name in names]
+        _move_all(moves, old)
+        done = True
     except OSError as error:
         raise ModelDirError(f"{directory}: cannot be written ({error.strerror})") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        # What could not even be moved back is the only copy of the old model.
+        if done or not any(old.glob("*")):
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_all(moves: Sequence[tuple[Path, Path]], old: Path) -> None:
+    """Move each first path to the second, all or none; what was there goes to ``old``."""
+    try:
+        for source, target in moves:
+            if os.path.lexists(target):
+                os.replace(target, old / target.name)
+            os.replace(source, target)
+    except BaseException:
+        # The disk says what was moved: an interrupt may come between a move and any note of it.
+        for source, target in moves:
+            if not os.path.lexists(source):
+                os.replace(target, source)
+            if os.path.lexists(old / target.name):
+                os.replace(old / target.name, target)
+        raise
 
 
 def _entry(component: str, plugin_name: str, module: Any) -> ComponentEntry:

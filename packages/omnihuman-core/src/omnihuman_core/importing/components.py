@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from omnihuman_core.model_dir import (
     ModelIndex,
     load_component,
     read_index,
+    replacing,
 )
 from omnihuman_core.plugins import group, installed, plugin
 
@@ -138,14 +137,7 @@ def write_components(
     )
     for part in components:
         index.components[part.component] = _entry(part)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".omnihuman-", suffix=".part", dir=directory.parent))
-    except OSError as error:
-        raise ModelDirError(f"{directory}: cannot be written ({error.strerror})") from error
-    try:
-        new = staging / "new"
-        new.mkdir()
+    with replacing(directory, keep=True) as new:
         for part in components:
             _write(new / part.component, part, dtype)
         fresh = ModelIndex(
@@ -160,11 +152,6 @@ def write_components(
             if part.files:
                 _check_files(new, part)
         (new / INDEX).write_text(to_toml(index), encoding="utf-8")
-        _put_in_place(new, directory, staging / "old")
-    except OSError as error:
-        raise ModelDirError(f"{directory}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return index
 
 
@@ -207,24 +194,3 @@ def _check_files(new: Path, part: ImportedComponent) -> None:
         for name, file in part.files.items():
             message = message.replace(str((new / part.component / name).parent), str(file.parent))
         raise PublicCheckpointError(message) from None
-
-
-def _put_in_place(new: Path, directory: Path, old: Path) -> None:
-    """Move what is in ``new`` to ``directory``, the index last; what was there goes back where a move fails."""
-    if not directory.exists():
-        os.replace(new, directory)
-        return
-    old.mkdir()
-    moved: list[str] = []
-    try:
-        for entry in sorted(new.iterdir(), key=lambda path: path.name == INDEX):
-            if (directory / entry.name).exists():
-                os.replace(directory / entry.name, old / entry.name)
-            moved.append(entry.name)
-            os.replace(entry, directory / entry.name)
-    except OSError:
-        for name in moved:
-            shutil.rmtree(directory / name, ignore_errors=True)
-            if (old / name).exists():
-                os.replace(old / name, directory / name)
-        raise
