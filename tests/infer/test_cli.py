@@ -10,7 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
+from omnihuman_infer import OmniHumanPipeline, RequestError
 from omnihuman_infer.cli import main
 
 from .files import voice, write_picture, write_silent_film, write_wav
@@ -53,6 +55,23 @@ def test_generates(run: Run, inputs: dict[str, Path], toy_dir: Path, capsys: pyt
     assert out.startswith(f"{inputs['out']}  48x48, 15 frames, 0.60 s of video in ")
     with av.open(str(inputs["out"])) as container:
         assert container.streams.video[0].frames == 15
+
+
+def test_how_a_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def load(model: str, **options: object) -> OmniHumanPipeline:
+        asked.update(options)
+        raise RequestError("stop: here")
+
+    monkeypatch.setattr(OmniHumanPipeline, "from_pretrained", load)
+    assert run("--dtype=bfloat16", "--ops=triton", "--attention=sdpa_math")[0] == 2
+    wanted = {"dtype": torch.bfloat16, "ops": "triton", "attention": "sdpa_math"}
+    assert {name: asked[name] for name in wanted} == wanted
+    monkeypatch.undo()
+    code, error = run("--ops=fast")
+    assert code == 2
+    assert error.startswith("omnihuman-infer: error: ops: ")
 
 
 def test_quiet_prints_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from omnihuman_infer.preparation import Clip
 
 FAULTS, BAD_INPUT, INTERRUPTED, NO_READER = 1, 2, 130, 141
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +100,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--speaker-region", type=str, metavar="x0,y0,x1,y1", help="who speaks, in fractions of the picture (0 to 1)")
     add("--model", default="tiny", metavar="tiny|DIR", help="shipped model or model directory (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    add("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on CUDA, float32 elsewhere)")
+    add("--ops", default="eager", metavar="NAME", help="ops of the backbone, such as triton (default: %(default)s)")
+    add("--attention", default="auto", metavar="NAME", help="its attention backend (default: the fastest measured)")
     add("--sampler", metavar="NAME", help="euler, heun or dpmpp_2m (default: the model's)")
     add("--segment-frames", type=int, metavar="N", help="video frames denoised together (default: the model's)")
     add("--max-seconds", type=float, default=600.0, metavar="S", help="longest input accepted (default: %(default)g)")
@@ -112,7 +116,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("source", type=Path, metavar="SRC", help="published folder, whole pipeline, or weight file")
     add("--out", required=True, type=Path, metavar="DIR", help="model directory to write or to add to")
     add("--component", action="append", default=[], metavar="NAME", help="take this component only; may be repeated")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights (default: theirs)")
+    add("--dtype", choices=DTYPES, help="precision of the weights (default: theirs)")
     add("--trust-pickle", action="store_true", help="read pickled weights, in a process of their own")
     parser.set_defaults(run=_convert)
 
@@ -161,6 +165,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     model_directory(arguments.model)
     inputs = read_inputs(request)
 
+    import torch
+
     from omnihuman_infer.pipeline import generate
 
     def on_prepared(clip: Clip) -> None:
@@ -173,7 +179,15 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     begin = time.perf_counter()
     with _terminate_cleanly(), _notes(quiet=arguments.quiet), _progress(quiet=arguments.quiet) as on_progress:
-        result = generate(request, inputs=inputs, on_prepared=on_prepared, on_progress=on_progress)
+        result = generate(
+            request,
+            inputs=inputs,
+            dtype=None if arguments.dtype is None else getattr(torch, arguments.dtype),
+            ops=arguments.ops,
+            attention=arguments.attention,
+            on_prepared=on_prepared,
+            on_progress=on_progress,
+        )
     if not arguments.quiet:
         print(
             f"{result.path}  {result.width}x{result.height}, {result.num_frames} frames, "

@@ -195,10 +195,22 @@ def generate(
     request: GenerateRequest,
     *,
     inputs: Inputs | None = None,
+    dtype: torch.dtype | None = None,
+    ops: str = "eager",
+    attention: str = "auto",
     on_prepared: OnPrepared | None = None,
     on_progress: OnProgress | None = None,
 ) -> GenerationResult:
     """Check a request, load its model and generate; see :class:`OmniHumanPipeline` to keep the model for more.
+
+    Args:
+        request: What to generate, with the model and the device.
+        inputs: The files of the request, where they were read already.
+        dtype: As in :meth:`OmniHumanPipeline.from_pretrained`.
+        ops: Likewise.
+        attention: Likewise.
+        on_prepared: As in :meth:`OmniHumanPipeline.__call__`.
+        on_progress: Likewise.
 
     Raises:
         RequestError: one line that names the field and the fix; nothing was written.
@@ -208,7 +220,8 @@ def generate(
     check_directory(model, request)
     # Before the model is loaded, so that a large captioner and a large model need not fit the memory together.
     request = with_caption(request, inputs.picture)
-    pipeline = OmniHumanPipeline.from_pretrained(model, device=request.device or "auto")
+    device = request.device or "auto"
+    pipeline = OmniHumanPipeline.from_pretrained(model, device=device, dtype=dtype, ops=ops, attention=attention)
     return pipeline(request, inputs=inputs, on_prepared=on_prepared, on_progress=on_progress)
 
 
