@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, get_args
 
 from omnihuman_infer.__about__ import __version__
 from omnihuman_infer.request import GenerateRequest, NegativeAudio, RequestError, Schedule, parse_aspect, parse_region
+from omnihuman_infer.terminal import notes, progress, terminate_cleanly
 
 if TYPE_CHECKING:
-    from omnihuman_infer.pipeline import OnProgress
     from omnihuman_infer.preparation import Clip
 
 FAULTS, BAD_INPUT, INTERRUPTED, NO_READER = 1, 2, 130, 141
@@ -178,7 +174,7 @@ def _generate(arguments: argparse.Namespace) -> int:
             print(f"note: {notice}", file=sys.stderr)
 
     begin = time.perf_counter()
-    with _terminate_cleanly(), _notes(quiet=arguments.quiet), _progress(quiet=arguments.quiet) as on_progress:
+    with terminate_cleanly(), notes(quiet=arguments.quiet), progress(quiet=arguments.quiet) as on_progress:
         result = generate(
             request,
             inputs=inputs,
@@ -196,75 +192,6 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _notes(*, quiet: bool) -> Iterator[None]:
-    """Print warnings, such as a prompt that is cut, in one line and without a place in the code."""
-
-    def show(message: Warning | str, *details: object, **more: object) -> None:
-        if not quiet:
-            print(f"note: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[OnProgress | None]:
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-    task = bar.add_task("", total=None)
-
-    def on_progress(segment: int, num_segments: int, step: int, num_steps: int) -> None:
-        # Shown from the first step on: an error before it stays one line.
-        bar.start()
-        bar.update(
-            task,
-            description=f"segment {segment + 1}/{num_segments}",
-            total=num_segments * num_steps,
-            completed=segment * num_steps + step,
-        )
-
-    try:
-        yield on_progress
-    finally:
-        # Stopping a bar that was never shown would print an empty line.
-        if bar.live.is_started:
-            bar.stop()
-
-
-@contextmanager
-def _terminate_cleanly() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that no half-written file stays behind."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        # Only the main thread may set handlers; elsewhere the caller's own handling stays.
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _info(arguments: argparse.Namespace) -> int:
     from omnihuman_infer.presets import model_directory
 
@@ -279,7 +206,7 @@ def _info(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from omnihuman_infer.convert import convert
 
-    with _terminate_cleanly(), _notes(quiet=False):
+    with terminate_cleanly(), notes(quiet=False):
         index = convert(
             arguments.source,
             arguments.out,
@@ -308,7 +235,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _pose(arguments: argparse.Namespace) -> int:
     from omnihuman_infer.pose import estimate
 
-    with _terminate_cleanly():
+    with terminate_cleanly():
         frames = estimate(
             arguments.video,
             arguments.out,
