@@ -349,6 +349,17 @@ def test_code_in_a_pickle_does_not_run_even_with_the_flag(tmp_path: Path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
 
 
+@pytest.mark.parametrize("module", ["torch", "omnihuman_infer"])
+def test_code_beside_a_pickle_does_not_run(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    source = pickled(pipeline, tmp_path / "old")
+    (source / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(source)
+    converts(".", "--out", tmp_path / "out", "--trust-pickle", "--component", "vae")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "out"]
+
+
 def test_converted_weights_are_those_of_the_adapter(pipeline: Path, converted: Path) -> None:
     public = diffusers.HunyuanVideoTransformer3DModel.from_pretrained(pipeline / "transformer").state_dict()
     config = load_component(converted, "backbone").config

@@ -23,7 +23,9 @@ def unpickle(source: Path, target: Path) -> None:
     Raises:
         RequestError: the file holds anything but tensors, or is damaged.
     """
-    command = [sys.executable, "-m", "omnihuman_infer.convert_pickle", str(source.resolve()), str(target.resolve())]
+    # Without -P the working directory, which may be the downloaded folder, is the first place to import from.
+    command = [sys.executable, "-P", "-m", "omnihuman_infer.convert_pickle", str(source.resolve())]
+    command.append(str(target.resolve()))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"]
