@@ -129,6 +129,15 @@ def test_text_comes_from_the_copied_folder_wherever_it_is_moved(
     assert not torch.equal(condition.pooled[0], condition.pooled[1])
 
 
+def test_a_model_is_named_after_its_folder(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "HunyuanVideo-1.5"
+    shutil.copytree(pipeline / "vae", folder / "vae")
+    monkeypatch.chdir(folder)
+    for number, source in enumerate((folder, ".", "vae/..")):
+        converts(source, "--out", tmp_path / f"{number}")
+        assert read_index(tmp_path / f"{number}").name == "HunyuanVideo-1.5"
+
+
 def test_audio_and_single_components_are_added(pipeline: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     converts(pipeline, "--out", out, "--component", "vae", "--dtype", "bfloat16")
@@ -160,11 +169,14 @@ def test_the_authors_single_file(tmp_path: Path) -> None:
     )
     state = MMDiT(architecture).state_dict()
     public = HunyuanVideoOriginalAdapter(architecture).from_native(state)
-    save_file({key: value.contiguous() for key, value in public.items()}, tmp_path / "original.safetensors")
+    # As caches of downloads have it: the name is that of a link.
+    save_file({key: value.contiguous() for key, value in public.items()}, tmp_path / "0123abcd")
+    (tmp_path / "original.safetensors").symlink_to(tmp_path / "0123abcd")
     torch.save({"module": public}, tmp_path / "mp_rank_00_model_states.pt")
     for name, flags in (("original.safetensors", ()), ("mp_rank_00_model_states.pt", ("--trust-pickle",))):
         out = tmp_path / f"from {name}"
         converts(tmp_path / name, "--out", out, *flags)
+        assert read_index(out).name == Path(name).stem
         backbone = load_component(out, "backbone")
         assert backbone.config == architecture
         assert all(torch.equal(value, state[key]) for key, value in backbone.state_dict().items())

@@ -52,11 +52,17 @@ def convert(
     try:
         with _safe(source, out, trust_pickle) as readable:
             components = read_public(readable, only=only)
-            return write_components(
-                out, components, name=source.stem, dtype=None if dtype is None else getattr(torch, dtype)
-            )
+            precision = None if dtype is None else getattr(torch, dtype)
+            return write_components(out, components, name=_name(source), dtype=precision)
     except ValueError as error:
         raise RequestError(f"convert: {' '.join(str(error).split())}") from None
+
+
+def _name(source: Path) -> str:
+    """Name of a model after its file, less the suffix, or its folder, whose name may have dots."""
+    # Links are not followed: a cache of downloads links to files that are named by hashes.
+    named = Path(os.path.abspath(source))
+    return named.stem if named.is_file() else named.name
 
 
 @contextmanager
