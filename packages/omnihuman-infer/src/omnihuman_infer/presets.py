@@ -10,6 +10,8 @@ from omnihuman_infer.request import RequestError
 
 SHIPPED = ("tiny",)
 INDEX = "model.toml"
+# Bytes of JSON at the head of a file; the limit of safetensors itself.
+MAX_HEADER = 100_000_000
 
 
 def model_directory(model: str) -> Path:
@@ -46,13 +48,16 @@ def check_whole(path: Path) -> None:
         RequestError: the file is cut short or is something else.
     """
     size = path.stat().st_size
+    announced = None
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(length, size)))
-            entries = [entry for name, entry in header.items() if name != "__metadata__"]
-            announced = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            announced = None
+        # Anything else than safetensors announces any length, and would be read and parsed up to there.
+        if length <= min(MAX_HEADER, size):
+            try:
+                header = json.loads(file.read(length))
+                entries = [entry for name, entry in header.items() if name != "__metadata__"]
+                announced = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+            except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
+                announced = None
     if announced != size:
         raise RequestError(f"model: {path}: truncated or not a safetensors file; copy it again")
