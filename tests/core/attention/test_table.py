@@ -41,6 +41,26 @@ def test_the_shipped_table_is_read_and_the_users_comes_first(home):
     assert known_rows() == merge(shipped, [row()])
 
 
+def test_an_account_without_a_home_directory_has_the_shipped_table(monkeypatch):
+    shipped = known_rows()
+    monkeypatch.undo()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(RuntimeError, match="home directory"):
+        user_table()
+    assert known_rows() == shipped
+
+
+def test_a_home_directory_of_somebody_else_is_not_looked_into(monkeypatch):
+    shipped = known_rows()
+
+    def denied(path, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.exists", denied)
+    assert known_rows() == shipped
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -78,7 +78,11 @@ class _File:
 
 
 def user_table() -> Path:
-    """Where ``omnihuman-core bench-attention`` writes the times of this machine."""
+    """Where ``omnihuman-core bench-attention`` writes the times of this machine.
+
+    Raises:
+        RuntimeError: the account has no home directory.
+    """
     return Path.home() / ".omnihuman" / "attention.json"
 
 
@@ -86,14 +90,19 @@ def known_rows(user: Path | None = None) -> tuple[AttentionRow, ...]:
     """Shipped rows and the user's; where both know a device and dtype, the user's alone count.
 
     Args:
-        user: The user's table, which may be missing; None takes :func:`user_table`.
+        user: The user's table, which may be missing; None takes :func:`user_table`, if there is a home directory.
 
     Raises:
         TableError: a table is there and cannot be read.
     """
     shipped = _parse(files("omnihuman_core.ops").joinpath("attention.json").read_text(encoding="utf-8"), "shipped")
-    user = user_table() if user is None else user
-    return merge(shipped, read_table(user) if user.exists() else ())
+    try:
+        user = user_table() if user is None else user
+        there = user.exists()
+    except (RuntimeError, PermissionError):
+        # An account without a home directory, as in containers, or one whose home belongs to another.
+        return shipped
+    return merge(shipped, read_table(user) if there else ())
 
 
 def read_table(path: Path) -> tuple[AttentionRow, ...]:
