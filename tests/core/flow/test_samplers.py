@@ -100,3 +100,32 @@ def test_dpmpp_2m_is_that_of_diffusers():
     for sigma, timestep in zip(sigmas[:-1], theirs.timesteps, strict=True):
         latents = theirs.step(velocity(latents, sigma.expand(2)), timestep, latents).prev_sample
     torch.testing.assert_close(sample_dpmpp_2m(velocity, start, sigmas), latents, atol=2e-5, rtol=1e-4)
+
+
+class OnDevice(torch.Tensor):
+    """Stands in for a tensor on a device that has no float64, and whose values the host has to wait for."""
+
+    waits = 0
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        if function is torch.Tensor.double:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        if function in (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.tolist):
+            cls.waits += 1
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_steps_ask_nothing_of_the_device(sampler):
+    waits = []
+
+    def predict(latents, sigma):
+        waits.append(OnDevice.waits)
+        return velocity(latents.as_subclass(torch.Tensor), sigma.as_subclass(torch.Tensor))
+
+    end = sampler(predict, noise(), schedule(5).as_subclass(OnDevice), callback=lambda *_: waits.append(OnDevice.waits))
+    assert len(set(waits)) == 1
+    assert torch.equal(end.as_subclass(torch.Tensor), sampler(velocity, noise(), schedule(5)))

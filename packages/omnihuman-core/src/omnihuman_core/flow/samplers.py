@@ -5,6 +5,7 @@ All have the signature of :class:`Sampler`. State is kept in fp32: the steps are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -79,24 +80,34 @@ def sample_dpmpp_2m(predict: Predict, noise: Tensor, sigmas: Tensor, *, callback
     """
     _check(sigmas)
     latents = noise.float()
-    levels = sigmas.double()
-    log_ratio = torch.log1p(-levels) - torch.log(levels)  # -inf at sigma 1, inf at sigma 0
+    weights = _dpmpp_2m_weights(sigmas)
     previous: Tensor | None = None
     for step in range(len(sigmas) - 1):
         velocity = _velocity(predict, latents, sigmas[step], noise.dtype)
         x0 = x0_from_velocity(latents, velocity, sigmas[step])
         estimate = x0
-        if previous is not None:
-            last = log_ratio[step] - log_ratio[step - 1]
-            following = log_ratio[step + 1] - log_ratio[step]
-            if torch.isfinite(last) and torch.isfinite(following):
-                estimate = x0 + (following / last / 2).float() * (x0 - previous)
+        if previous is not None and math.isfinite(weights[step]):
+            estimate = x0 + weights[step] * (x0 - previous)
         kept = sigmas[step + 1] / sigmas[step]
         latents = kept * latents + (1 - kept) * estimate
         previous = x0
         if callback is not None:
             callback(step, latents)
     return latents.to(noise.dtype)
+
+
+def _dpmpp_2m_weights(sigmas: Tensor) -> list[float]:
+    """Weight of the change of ``x0`` over the step before, for every step; not finite where the step has none.
+
+    Computed once and on the CPU: not every device has float64, and a step would have to wait for its device.
+    """
+    levels = sigmas.cpu().double()
+    log_ratio = torch.log1p(-levels) - torch.log(levels)  # -inf at sigma 1, inf at sigma 0
+    widths = log_ratio.diff()
+    weights = widths[1:] / widths[:-1] / 2
+    # Where a width is infinite, the quotient may be zero.
+    weights[~(widths[1:].isfinite() & widths[:-1].isfinite())] = math.nan
+    return [math.nan, *weights.float().tolist()]
 
 
 SAMPLERS: dict[str, Sampler] = {"euler": sample_euler, "heun": sample_heun, "dpmpp_2m": sample_dpmpp_2m}
