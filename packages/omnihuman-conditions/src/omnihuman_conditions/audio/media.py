@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
 
+# The limits and rules below are those of the generation's own reader, so that a file means the same to both.
 SAMPLE_RATE = 16000
 MAX_SECONDS = 600.0
 MIN_SECONDS = 0.04
-MAX_FILE_BYTES = 2 * 1024**3
+MAX_FILE_BYTES = 4 * 1024**3
 MAX_STREAMS = 16
 MIN_SAMPLE_RATE = 1000
 MAX_SAMPLE_RATE = 384_000
 MAX_CHANNELS = 64
 
 # Containers that hold their own data. Play lists and ffconcat scripts, which name other files, are left out.
-FORMATS = "wav,w64,aiff,caf,flac,mp3,aac,ogg,mov,matroska,avi,mpeg,mpegts,flv,asf,au,amr"
+FORMATS = "wav,w64,aiff,caf,flac,mp3,aac,ac3,ogg,mov,matroska,avi,mpeg,mpegts,flv,asf,au,amr"
 # Their length is estimated from the bit rate, so it says nothing about truncation.
-_ESTIMATED = ("mp3", "aac", "amr")
+_ESTIMATED = ("mp3", "aac", "ac3", "amr")
 
 
 def load_waveform(
@@ -82,6 +83,7 @@ def _decode(file: BinaryIO, name: object, sample_rate: int, max_seconds: float) 
     import av
 
     _check_riff_size(file, name)
+    mp3_says = _mp3_says_length(file)
     too_long = f"audio is longer than {max_seconds:g} s: {name}; cut the part you need"
     limit = int(max_seconds * sample_rate)
     pieces: list[np.ndarray] = []
@@ -96,8 +98,8 @@ def _decode(file: BinaryIO, name: object, sample_rate: int, max_seconds: float) 
                 declared = float(stream.duration * stream.time_base)
             if (declared or whole) > max_seconds:
                 raise ValueError(too_long)
-            exact = container.format.name not in _ESTIMATED
-            for piece in _mono(container.decode(stream), sample_rate):
+            exact = container.format.name not in _ESTIMATED or mp3_says
+            for piece in _mono(container.decode(stream), sample_rate, name):
                 total += len(piece)
                 if total > limit:
                     raise ValueError(too_long)
@@ -133,14 +135,18 @@ def _sound_track(container: InputContainer, name: object) -> AudioStream:
     return stream
 
 
-def _mono(frames: Iterator[AudioFrame], sample_rate: int) -> Iterator[np.ndarray]:
+def _mono(frames: Iterator[AudioFrame], sample_rate: int, name: object) -> Iterator[np.ndarray]:
     """Samples of each frame, mixed to one channel at ``sample_rate``."""
     import av
 
     # Mixed down here: the resampler's own mix to mono adds 3 dB, which would clip.
     resampler = av.AudioResampler(format="fltp", rate=sample_rate)
     for frame in chain(frames, [None]):
-        for piece in resampler.resample(frame):
+        try:
+            resampled = resampler.resample(frame)
+        except ValueError as error:
+            raise ValueError(f"audio file changes its format on the way: {name}") from error
+        for piece in resampled:
             yield piece.to_ndarray().astype(np.float32).mean(axis=0)
 
 
@@ -154,3 +160,14 @@ def _check_riff_size(file: BinaryIO, name: object) -> None:
     known = 8 < declared < 0xFFFF_FFF0
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE" and known and declared - end > 1:
         raise ValueError(f"audio file is truncated: {name} declares {declared} bytes, it holds {end}")
+
+
+def _mp3_says_length(file: BinaryIO) -> bool:
+    """Whether the first frame of an MP3 counts the others, so that its length is no estimate."""
+    tag = file.read(10)
+    # An ID3 tag gives its size in four bytes of seven bits.
+    skipped = 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(tag[6:10])) if tag[:3] == b"ID3" else 0
+    file.seek(skipped)
+    frame = file.read(256)
+    file.seek(0)
+    return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))

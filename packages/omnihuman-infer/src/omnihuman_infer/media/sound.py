@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,16 @@ if TYPE_CHECKING:
 # Rate that audio extractors take, Hz (contract of the audio feature extractors).
 SAMPLE_RATE = 16_000
 
-# Containers that may carry sound. Playlists and scripts (hls, ffconcat) would open other files and stay out.
-CONTAINERS = "wav,w64,aiff,mp3,flac,ogg,aac,ac3,amr,caf,mov,mp4,m4a,3gp,matroska,webm,mpegts,avi"
-
-MAX_BYTES = 4 * 2**30
-MIN_SECONDS = 0.1
+# The limits and rules below are those of the audio extractors' own reader, so that a file means the same to both.
+# Containers that hold their own data. Playlists and scripts (hls, ffconcat) would open other files and stay out.
+FORMATS = "wav,w64,aiff,caf,flac,mp3,aac,ac3,ogg,mov,matroska,avi,mpeg,mpegts,flv,asf,au,amr"
+MAX_FILE_BYTES = 4 * 2**30
+MAX_STREAMS = 16
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1000, 384_000
+MAX_CHANNELS = 64
+MIN_SECONDS = 0.04
+# Their length is estimated from the bit rate, so it says nothing about truncation.
+_ESTIMATED = ("mp3", "aac", "ac3", "amr")
 # Full scale is 1: -60 dBFS is below the noise of a quiet room.
 SILENCE_PEAK = 1e-3
 
@@ -35,21 +39,20 @@ def open_sound(path: Path) -> Iterator[InputContainer]:
     """Open a file that has a sound track.
 
     Raises:
-        RequestError: unknown or damaged file, or no sound track.
+        RequestError: unknown or damaged file, no sound track, or one outside the limits.
     """
     import av
 
     # A file object instead of a name: no protocol handler can be reached through it.
     with path.open("rb") as file:
         try:
-            container = cast("InputContainer", av.open(file, options={"format_whitelist": CONTAINERS}))
+            container = cast("InputContainer", av.open(file, options={"format_whitelist": FORMATS}))
         except (av.FFmpegError, ValueError):
             raise RequestError(
                 f"audio: {path} is not a sound file, or it is damaged; give a WAV, FLAC, MP3, M4A or OGG file"
             ) from None
         try:
-            if not container.streams.audio:
-                raise RequestError(f"audio: {path} has no sound track; give a file with one")
+            _check_streams(path, container)
             yield container
         finally:
             container.close()
@@ -67,40 +70,37 @@ def read_sound(
         keep_seconds: Cut the result to this length.
 
     Returns:
-        ``(samples,)`` in [-1, 1].
+        ``(samples,)`` in [-1, 1], channels averaged.
 
     Raises:
         RequestError: unknown, damaged, truncated, too short, too long or silent file.
     """
     import av
 
-    if path.stat().st_size > MAX_BYTES:
-        raise RequestError(f"audio: {path} is larger than {MAX_BYTES // 2**30} GiB; cut it")
-    _check_riff(path)
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise RequestError(f"audio: {path} is larger than {MAX_FILE_BYTES // 2**30} GiB; cut it")
+    with path.open("rb") as file:
+        _check_riff(path, file)
+        mp3_says = _mp3_says_length(file)
     pieces: list[NDArray[np.float32]] = []
     decoded = 0
     with open_sound(path) as container:
-        stream = container.streams.audio[0]
-        declared = _declared_seconds(container)
-        _check_length(path, declared, max_seconds)
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        declared, whole = _declared_seconds(container)
+        exact = container.format.name not in _ESTIMATED or mp3_says
+        _check_length(path, declared or whole, max_seconds)
         try:
-            for frame in container.decode(stream):
-                for mono in resampler.resample(frame):
-                    pieces.append(mono.to_ndarray().reshape(-1).astype(np.float32, copy=False))
-                    decoded += mono.samples
+            for piece in _mono(container.decode(container.streams.audio[0])):
+                pieces.append(piece)
+                decoded += len(piece)
                 # The header may lie about the length.
                 _check_length(path, decoded / SAMPLE_RATE, max_seconds)
-            pieces.extend(
-                tail.to_ndarray().reshape(-1).astype(np.float32, copy=False) for tail in resampler.resample(None)
-            )
         except (av.FFmpegError, ValueError) as error:
             if isinstance(error, RequestError):
                 raise
             raise RequestError(f"audio: {path} is damaged or truncated; give an intact file") from None
     waveform = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     seconds = len(waveform) / SAMPLE_RATE
-    if seconds < declared - max(0.5, 0.02 * declared):
+    if exact and seconds < 0.98 * declared - 0.1:
         raise RequestError(
             f"audio: {path} is truncated, {seconds:.2f} of {declared:.2f} seconds can be read; give an intact file"
         )
@@ -110,6 +110,8 @@ def read_sound(
         )
     if not np.isfinite(waveform).all():
         raise RequestError(f"audio: {path} holds samples that are not numbers; export it again")
+    # Resampling overshoots at steep edges.
+    np.clip(waveform, -1, 1, out=waveform)
     if not allow_silence and float(np.abs(waveform).max()) < SILENCE_PEAK:
         raise RequestError(
             f"audio: {path} is silent (peak below -60 dBFS); give a recording with a voice, or pass --allow-silence"
@@ -153,12 +155,42 @@ def _and_none(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame | None]:
     yield None
 
 
-def _declared_seconds(container: InputContainer) -> float:
+def _mono(frames: Iterator[AudioFrame]) -> Iterator[NDArray[np.float32]]:
+    """Samples of each frame, mixed to one channel at :data:`SAMPLE_RATE`."""
+    import av
+
+    # Mixed down here, as training does: the resampler's own mix to mono adds 3 dB and clips.
+    resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+    for frame in _and_none(frames):
+        for piece in resampler.resample(frame):
+            yield piece.to_ndarray().astype(np.float32, copy=False).mean(axis=0)
+
+
+def _check_streams(path: Path, container: InputContainer) -> None:
+    if len(container.streams) > MAX_STREAMS:
+        raise RequestError(
+            f"audio: {path} has {len(container.streams)} streams, the limit is {MAX_STREAMS}; give the sound alone"
+        )
+    if not container.streams.audio:
+        raise RequestError(f"audio: {path} has no sound track; give a file with one")
     stream = container.streams.audio[0]
+    rate, channels = stream.rate or 0, stream.channels or 0
+    if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE or not 1 <= channels <= MAX_CHANNELS:
+        raise RequestError(
+            f"audio: {path} has an unusable sound track ({rate} Hz, {channels} channels); export it again"
+        )
+
+
+def _declared_seconds(container: InputContainer) -> tuple[float, float]:
+    """What the headers say of the sound track and of the whole file; 0 where they say nothing."""
+    import av
+
+    stream = container.streams.audio[0]
+    # Some containers only know the length of the whole file: that of the sound, if there is nothing else.
+    whole = (container.duration or 0) / av.time_base
     if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    # Without a length in the header there is nothing to compare the decoded length with.
-    return 0.0
+        return float(stream.duration * stream.time_base), whole
+    return (whole if len(container.streams) == 1 else 0.0), whole
 
 
 def _check_length(path: Path, seconds: float, max_seconds: float) -> None:
@@ -169,16 +201,23 @@ def _check_length(path: Path, seconds: float, max_seconds: float) -> None:
         )
 
 
-def _check_riff(path: Path) -> None:
+def _check_riff(path: Path, file: BinaryIO) -> None:
     """FFmpeg reads a truncated WAV without a word: compare the header's size with the file's."""
-    with path.open("rb") as file:
-        head = file.read(12)
-        size = os.fstat(file.fileno()).st_size
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return
-    declared = int.from_bytes(head[4:8], "little")
-    # Writers to a pipe cannot know the size and put 0 or the maximum.
-    if declared in (0, 0xFFFFFFFF):
-        return
-    if declared + 8 > size + 1:
-        raise RequestError(f"audio: {path} is truncated ({size} of {declared + 8} bytes); give an intact file")
+    head = file.read(12)
+    end = file.seek(0, 2)
+    declared = int.from_bytes(head[4:8], "little") + 8
+    # Writers to a pipe cannot know the size and put 0 or the largest number.
+    known = 8 < declared < 0xFFFF_FFF0
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE" and known and declared - end > 1:
+        raise RequestError(f"audio: {path} is truncated ({end} of {declared} bytes); give an intact file")
+
+
+def _mp3_says_length(file: BinaryIO) -> bool:
+    """Whether the first frame of an MP3 counts the others, so that its length is no estimate."""
+    file.seek(0)
+    tag = file.read(10)
+    # An ID3 tag gives its size in four bytes of seven bits.
+    skipped = 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(tag[6:10])) if tag[:3] == b"ID3" else 0
+    file.seek(skipped)
+    frame = file.read(256)
+    return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))

@@ -18,6 +18,8 @@ from torch import Tensor
 from omnihuman_train.data.shards import BrokenSampleError
 
 SAMPLE_RATE = 16000
+# The limits of generation on what a sound track may ask for.
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE, MAX_CHANNELS = 1000, 384_000, 64
 # H.264 quality (constant rate factor), 0 is without loss: below what the eye sees, as a model is to learn from it.
 QUALITY = 14
 _FULL_SCALE = 32767
@@ -99,7 +101,7 @@ def encode_sound(waveform: Tensor) -> bytes:
 
 
 def decode_sound(data: bytes, *, samples: int) -> Tensor:
-    """Samples ``(samples,)`` of a 16 kHz mono flac, float32 in [-1, 1].
+    """Samples ``(samples,)`` of a 16 kHz mono 16-bit flac, float32 in [-1, 1].
 
     Raises:
         BrokenSampleError: no such sound, or another number of samples.
@@ -114,6 +116,8 @@ def decode_sound(data: bytes, *, samples: int) -> Tensor:
                 raise BrokenSampleError(
                     f"flac has {stream.rate} Hz and {stream.channels} channels, not {SAMPLE_RATE} and 1"
                 )
+            if stream.format.name != "s16":
+                raise BrokenSampleError(f"flac has samples of format {stream.format.name}, not s16")
             for frame in container.decode(stream):
                 pieces.append(frame.to_ndarray()[0])
                 total += len(pieces[-1])
@@ -155,14 +159,30 @@ def decode_picture(data: bytes, *, height: int, width: int) -> Tensor:
 
 
 def mono(frames: Iterator[Any], rate: int) -> Iterator[np.ndarray]:
-    """Decoded sound mixed to one channel at ``rate``, piece by piece."""
+    """Decoded sound mixed to one channel at ``rate``, piece by piece.
+
+    Raises:
+        BrokenSampleError: a sound track outside the limits of generation, one that changes its format on the way, or
+            samples that are not numbers.
+    """
     import av
 
-    # Mixed down here: the resampler's own mix to mono adds 3 dB, which would clip.
+    # Mixed down here, as generation does: the resampler's own mix to mono adds 3 dB, which would clip.
     resampler = av.AudioResampler(format="fltp", rate=rate)
     for frame in (*frames, None):
-        for piece in resampler.resample(frame):
-            yield piece.to_ndarray().astype(np.float32).mean(axis=0)
+        if frame is not None:
+            found, channels = frame.sample_rate, frame.layout.nb_channels
+            if not MIN_SAMPLE_RATE <= found <= MAX_SAMPLE_RATE or not 1 <= channels <= MAX_CHANNELS:
+                raise BrokenSampleError(f"has an unusable sound track ({found} Hz, {channels} channels)")
+        try:
+            resampled = resampler.resample(frame)
+        except ValueError as error:
+            raise BrokenSampleError(f"sound changes its format on the way ({error})") from error
+        for piece in resampled:
+            samples = piece.to_ndarray().astype(np.float32).mean(axis=0)
+            if not np.isfinite(samples).all():
+                raise BrokenSampleError("sound holds samples that are not numbers")
+            yield samples
 
 
 def sound_samples(frames: int, fps: float) -> int:
