@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, _sdpa_kernel
 
 from omnihuman_core.contracts import AttentionSupport
 from omnihuman_core.ops import eager_ops
 from omnihuman_core.ops.attention_backends import attention_backend, backend_names, describe_target, support_on, why_not
-from omnihuman_core.ops.torch_attention import wrap_flex
+from omnihuman_core.ops.torch_attention import load_sdpa, wrap_flex
 from omnihuman_core.plugins import PluginError
 
 from .fakes import CPU, HOPPER, Installed, explicit, inputs, key_mask
@@ -65,6 +67,43 @@ def test_flex_attention_computes_attention(masked):
     with torch.no_grad():
         out = wrap_flex(flex_attention)(q, k, v, mask=mask)
     torch.testing.assert_close(out.double(), explicit(q, k, v, mask), atol=2e-6, rtol=1e-5)
+
+
+def test_threads_leave_the_switches_of_torch_as_they_were(monkeypatch):
+    compute = torch.nn.functional.scaled_dot_product_attention
+    inside, entered, left = threading.Event(), threading.Event(), threading.Event()
+
+    def first_in_first_out(*inputs, **named):
+        """The worst order: the second thread comes while the first is inside, and leaves after it."""
+        if threading.current_thread() is first:
+            inside.set()
+            # With turns nobody comes.
+            entered.wait(0.5)
+        else:
+            entered.set()
+            left.wait(0.5)
+        return compute(*inputs, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", first_in_first_out)
+    before = _cur_sdpa_kernel_backends()
+    outputs = {}
+
+    def run(kernel):
+        outputs[kernel] = load_sdpa(kernel)(*inputs())
+        left.set()
+
+    first = threading.Thread(target=run, args=(SDPBackend.FLASH_ATTENTION,))
+    second = threading.Thread(target=run, args=(SDPBackend.MATH,))
+    try:
+        first.start()
+        assert inside.wait(60)
+        second.start()
+        first.join()
+        second.join()
+        assert set(_cur_sdpa_kernel_backends()) == set(before)
+    finally:
+        _sdpa_kernel(before)
+    torch.testing.assert_close(*outputs.values(), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ON_CPU)

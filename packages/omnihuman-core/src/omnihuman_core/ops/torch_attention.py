@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,12 +16,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from omnihuman_core.contracts.ops import Attention
 
 
+# Two threads that save and restore the switches at once would leave those of each other for good.
+_TURN = threading.Lock()
+
+
 def load_sdpa(kernel: SDPBackend) -> Attention:
-    """``scaled_dot_product_attention`` with one kernel; torch raises ``RuntimeError`` where it cannot run."""
+    """``scaled_dot_product_attention`` with one kernel; torch raises ``RuntimeError`` where it cannot run.
+
+    Torch has switches of the whole process for its kernels, no argument. Threads that call this take turns at them, for
+    as long as a kernel is launched, and leave them as they were. It cannot be helped that a plain
+    ``scaled_dot_product_attention`` in another thread meanwhile sees the same switches, and that code under
+    ``torch.compile``, whose kernel is chosen when it is traced, sets them without a turn: compile before other threads
+    compute.
+    """
 
     def forced(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
         q, k, v = (rearrange(x, "B L N K -> B N L K") for x in (q, k, v))  # (B, N, L, K)
-        with sdpa_kernel(kernel):
+        # The compiler knows no locks.
+        with nullcontext() if torch.compiler.is_compiling() else _TURN, sdpa_kernel(kernel):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
         return rearrange(out, "B N L K -> B L N K")  # (B, L, N, K)
 
