@@ -1,6 +1,8 @@
 """Keypoint files: round trips, OpenPose by the names of its joints, resampling, and every bad file."""
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,6 +254,57 @@ def test_pickles_and_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.
     refused(deep, "not valid JSON")
 
 
+def write_npy(path: Path, header: str) -> Path:
+    """An .npz whose one array has this header, and 64 bytes."""
+    text = header.encode().ljust(118) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)
+        archive.writestr("keypoints.npy", data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape"),
+    [
+        ("'<f4'", "(1000000000000, 133, 3)"),
+        # Of a size that a machine may hold, and that makes an array of nothing as large.
+        ("'<f4'", "(4000000, 133, 3)"),
+        ("'|S0'", "(4000000, 133, 3)"),
+        ("'<f4'", "(-1, -1000000000000)"),
+        ("'<f4'", "(-1,)"),
+        ("'<f4'", "(2, 4611686018427387904, 2)"),
+        ("'<f4'", "(" + "-" * 80 + "1,)"),
+        ("'x'", "(2,)"),
+    ],
+)
+def test_a_header_that_claims_too_much_is_not_believed(tmp_path: Path, descr: str, shape: str) -> None:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
+    refused(write_npy(tmp_path / "a.npz", header), "not a readable .npz")
+
+
+def test_damaged_bytes_give_a_pose_or_one_line(tmp_path: Path) -> None:
+    numbers, whole = np.random.default_rng(0), io.BytesIO()
+    np.save(whole, np.zeros((1, 133, 3), np.float32))
+    path, outcomes = tmp_path / "a.npz", []
+    for _ in range(300):
+        damaged = bytearray(whole.getvalue())
+        for place in numbers.integers(0, 128, size=numbers.integers(1, 4)):
+            damaged[place] = numbers.choice(list(b"0123456789(),'<>fVSO{}-: "))
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("keypoints.npy", bytes(damaged))
+        try:
+            outcomes.append(str(tuple(load_pose(path).keypoints.shape)))
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert all(outcome == "(1, 133, 3)" or str(path) in outcome and "\n" not in outcome for outcome in outcomes)
+    assert len(set(outcomes)) > 1
+
+
+def test_too_many_frames_are_counted_before_they_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnihuman_conditions.pose.files.MAX_FRAMES", 3)
+    refused(write(tmp_path / "a.json", [{}] * 4), "has 4 frames, at most 3")
+
+
 @pytest.mark.parametrize(
     ("record", "match"),
     [
@@ -264,6 +317,12 @@ def test_pickles_and_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.
         ({"keypoints": [[[0, 0, 1]] * 133], "fps": -1}, "'fps' must be"),
         ({"keypoints": [[[0, 0, 1]] * 133], "fps": "fast"}, "'fps' is not a number"),
         ({"keypoints": [[[0, 0, 1]] * 133], "width": 0, "height": 0}, "size must be positive"),
+        ({"keypoints": [[[0, 0, 1]] * 133], "width": 1e308, "height": 1e308}, "at most 1000000"),
+        ({"keypoints": [[[0, 0, 1]] * 133], "width": float("inf"), "height": 2}, "'width' must be finite, got inf"),
+        ({"keypoints": [[[0, 0, 1]] * 133], "width": 2, "height": float("nan")}, "'height' must be finite, got nan"),
+        ({"keypoints": [[[0, 0, 1]] * 133], "aspect": float("nan")}, "'aspect' must be finite"),
+        ({"keypoints": [[[0, 0, 1]] * 133], "fps": float("-inf")}, "'fps' must be finite"),
+        ({"keypoints": [[[0, 0, 1]] * 133], "fps": 10**400}, "'fps' is not a number"),
         ({"keypoints": [[[0, 0]] * 133], "scores": [[1] * 5]}, "'scores' must be"),
         ({"something": 1}, "neither 'keypoints' nor"),
         ([], "frames, 133, 3"),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,14 @@ import torch
 from torch import Tensor
 
 from omnihuman_conditions.pose.keypoints import FACE, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND, PoseSequence
+from omnihuman_conditions.pose.npz import read_npz
 
 DEFAULT_FPS = 25.0
 MAX_FILE_BYTES = 256 * 1024**2
 MAX_FRAMES = 60_000
+MAX_SIDE = 1_000_000
 FORMAT = "coco_wholebody_133"
+_FIELDS = ("keypoints", "scores", "fps", "width", "height", "aspect")
 
 # Index in COCO-WholeBody of each point of OpenPose's two body models; neck and middle of the hips have none.
 _BODY_25 = (0, None, 6, 8, 10, 5, 7, 9, None, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, 17, 18, 19, 20, 21, 22)
@@ -97,7 +99,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             return data
         return _openpose(data if isinstance(data, list) else [data], path)
     if path.suffix == ".npz":
-        return _read_npz(path)
+        return read_npz(path, _FIELDS, max_bytes=MAX_FILE_BYTES)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     raise ValueError(f"pose file must end in .json, .npz or .safetensors, got {path}")
@@ -110,18 +112,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"pose file is not valid JSON (damaged or truncated): {path}") from error
-
-
-def _read_npz(path: Path) -> Mapping[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked <= MAX_FILE_BYTES:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
-        raise ValueError(f"pose file is not a readable .npz (damaged, truncated or pickled): {path}") from error
-    raise ValueError(f"pose file unpacks to more than {MAX_FILE_BYTES // 1024**2} MB: {path}")
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -157,8 +147,11 @@ def _sequence(record: Mapping[str, Any], path: Path, fps: float | None, size: tu
     if "width" in record and "height" in record:
         size = round(_number(record, "height", path)), round(_number(record, "width", path))
     if size is not None:
-        if min(size) < 1:
-            raise ValueError(f"pose picture size must be positive, got height x width = {size[0]} x {size[1]}: {path}")
+        if not 1 <= min(size) <= max(size) <= MAX_SIDE:
+            raise ValueError(
+                f"pose picture size must be positive and at most {MAX_SIDE}, "
+                f"got height x width = {size[0]:g} x {size[1]:g}: {path}"
+            )
         keypoints = keypoints / torch.tensor([size[1], size[0], 1.0])
     seen = keypoints[..., 2] > 0
     if seen.any() and keypoints[..., :2][seen].abs().max() > 3:
@@ -187,13 +180,18 @@ def _array(value: Any, name: str, path: Path) -> Tensor:
 
 def _number(record: Mapping[str, Any], name: str, path: Path) -> float:
     try:
-        return float(record[name])
-    except (ValueError, TypeError) as error:
+        number = float(record[name])
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"pose {name!r} is not a number: {path}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"pose {name!r} must be finite, got {number}: {path}")
+    return number
 
 
 def _openpose(frames: Sequence[Any], path: Path) -> Mapping[str, Any]:
     """OpenPose frames as a record in COCO-WholeBody order."""
+    if len(frames) > MAX_FRAMES:
+        raise ValueError(f"pose file has {len(frames)} frames, at most {MAX_FRAMES} are accepted: {path}")
     keypoints = np.zeros((len(frames), NUM_KEYPOINTS, 3), dtype=np.float32)
     record: dict[str, Any] = {"keypoints": keypoints}
     for index, frame in enumerate(frames):
