@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from omnihuman_train.watching import Watcher
 from tests.train.distributed.split import compare_split
 from tests.train.models import flow_batches, narrow_mmdit, toy_model
 
-__all__ = ["compare_split", "stage", "train", "vae", "vae_recipe", "wrap"]
+__all__ = ["compare_split", "stage", "timeouts", "train", "vae", "vae_recipe", "wrap"]
 
 STEPS = 20
 # Pose joins late, and then few samples keep it: steps and processes without any are among them.
@@ -127,6 +128,16 @@ def train(
     if world.main:
         save_safetensors(weights, folder / "model.safetensors")
         save_safetensors(averages, folder / "ema.safetensors")
+
+
+def timeouts(minutes: float, **parallel: int) -> None:
+    """Join, and check how long every group that training uses waits for its processes."""
+    world = join(ParallelConfig(timeout_minutes=minutes, **parallel), "cpu")
+    assert world.weights is not None
+    groups = [*world.weights.get_all_groups(), world.sequence_group, world.saving]
+    waits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups if group is not None]
+    assert len(waits) == 4
+    assert set(waits) == {timedelta(minutes=minutes)}, waits
 
 
 def stage(out: str, data: str, *, start: str | None = None, rank: int = 0, **parallel: int) -> None:

@@ -17,6 +17,7 @@ from omnihuman_train.trainer import fit
 from tests.train.models import flow_batches, narrow_mmdit, toy_model
 
 from .jobs import STAGES
+from .ranks import Server
 
 ALONE = World(device=torch.device("cpu"))
 
@@ -60,6 +61,10 @@ def test_one_process_opens_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (world.main, world.data_rank, world.data_size, world.weights) == (True, 0, 1, None)
     assert not torch.distributed.is_initialized()
     assert processes() == 1
+
+
+def test_every_group_waits_as_long_as_the_recipe_says(ranks: Server) -> None:
+    assert ranks.run(4, "timeouts", minutes=2.0, dp_replicate=2, sequence=2) == [""] * 4
 
 
 def test_ranks_of_a_sequence_group_share_their_rows() -> None:

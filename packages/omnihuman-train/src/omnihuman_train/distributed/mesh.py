@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from omnihuman_train.config import ParallelConfig
 
@@ -96,14 +97,19 @@ def join(config: ParallelConfig, device: str) -> World:
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
+    # Workers that are started again now and then miss each other; the default of 30 minutes would hide it.
+    wait = timedelta(minutes=config.timeout_minutes)
     if not dist.is_initialized():
-        # Workers that are started again now and then miss each other; the default of 30 minutes would hide it.
-        wait = timedelta(minutes=config.timeout_minutes)
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=wait)
     mesh = init_device_mesh(place.type, (replicate, shard * sequence), mesh_dim_names=("dp_replicate", "dp_shard"))
     samples = init_device_mesh(place.type, (size // sequence, sequence), mesh_dim_names=("data", "sequence"))
-    # The threads that write checkpoints talk while training does: not over the same connections.
-    saving = dist.new_group(backend="gloo") if dist.get_backend() != "fake" else None
+    saving = None
+    if dist.get_backend() != "fake":
+        # The threads that write checkpoints talk while training does: not over the same connections.
+        saving = dist.new_group(backend="gloo", timeout=wait)
+        # Groups of meshes have their backend's default, whatever that of all processes is, and no argument for another.
+        for group in (*mesh.get_all_groups(), *samples.get_all_groups()):
+            _set_pg_timeout(wait, group)
     return World(
         device=place,
         rank=rank(),
