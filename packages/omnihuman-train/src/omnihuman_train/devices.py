@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
 def check_device(name: str, field: str) -> None:
-    """Check that torch can compute on a device here.
+    """Check that torch can compute on a device here; of ``cuda``, on the GPU of this process's number.
 
     Args:
         name: Torch device.
@@ -16,9 +18,11 @@ def check_device(name: str, field: str) -> None:
         ValueError: it cannot.
     """
     fix = f"{field} cpu" if field.startswith("--") else f"--set {field}=cpu"
+    # As `join` takes it: the first touch opens a context, and GPU 0 would hold one of every process of a machine.
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name
     try:
         # A result that is read: the meta device has none.
-        torch.zeros(1, device=name).item()
+        torch.zeros(1, device=device).item()
     # Torch raises AssertionError where it was built without the device, ImportError where that is a package of its own.
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
