@@ -15,7 +15,7 @@ from PIL import Image
 
 from omnihuman_core.model_dir import read_index
 from omnihuman_infer import GenerateRequest, OmniHumanPipeline, RequestError
-from omnihuman_infer.captioning import with_caption
+from omnihuman_infer.captioning import HeldCaptioner, with_caption
 from omnihuman_infer.cli import main
 from omnihuman_infer.media.picture import load_picture
 from omnihuman_infer.presets import model_directory
@@ -69,6 +69,77 @@ def test_a_local_model_writes_the_prompt(mute: GenerateRequest, tmp_path: Path) 
     told = with_caption(dataclasses.replace(mute, captioner=folder, device="cpu"), load_picture(mute.image))
     picture = torch.from_numpy(np.array(load_picture(mute.image))).permute(2, 0, 1) / 127.5 - 1
     assert told.prompt == LocalCaptioner(LocalCaptionerConfig.base(str(folder))).caption(picture)
+
+
+def fake_captioners(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a local captioner is asked to do, in order, in the place of a model."""
+    done: list[str] = []
+
+    class Config:
+        @classmethod
+        def base(cls, path: str) -> str:
+            return path
+
+    class Fake:
+        config_class = Config
+
+        def __init__(self, path: str) -> None:
+            self.name = Path(path).name
+            done.append(f"load {self.name}")
+
+        def to(self, device: torch.device) -> Fake:
+            done.append(f"to {device}")
+            return self
+
+        def caption(self, picture: torch.Tensor) -> str:
+            done.append("caption")
+            if self.name == "broken":
+                raise ValueError("no words")
+            return f"as {self.name} sees it"
+
+    monkeypatch.setattr("omnihuman_infer.captioning.plugin", lambda *_: Fake)
+    return done
+
+
+def test_a_captioner_runs_where_it_is_told_to(mute: GenerateRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = fake_captioners(monkeypatch)
+    picture = load_picture(mute.image)
+    told = with_caption(dataclasses.replace(mute, captioner="eyes"), picture, device=torch.device("meta"))
+    assert told.prompt == "as eyes sees it"
+    assert done == ["load eyes", "to meta", "caption"]
+    done.clear()
+    with_caption(dataclasses.replace(mute, captioner="eyes", device="cpu"), picture)
+    assert done == ["load eyes", "to cpu", "caption"]
+
+
+def test_a_held_captioner_is_loaded_once_and_waits_on_the_cpu(
+    mute: GenerateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, held, picture = fake_captioners(monkeypatch), HeldCaptioner(), load_picture(mute.image)
+
+    def prompt(captioner: str) -> str | None:
+        done.clear()
+        request = dataclasses.replace(mute, captioner=captioner)
+        return with_caption(request, picture, device=torch.device("meta"), held=held).prompt
+
+    assert prompt("eyes") == "as eyes sees it"
+    assert done == ["load eyes", "to meta", "caption", "to cpu"]
+    assert prompt("./eyes") == "as eyes sees it"
+    assert done == ["to meta", "caption", "to cpu"]
+    assert prompt("others") == "as others sees it"
+    assert done == ["load others", "to meta", "caption", "to cpu"]
+    # A failure leaves nothing on the device.
+    with pytest.raises(RequestError, match="^captioner: no words"):
+        prompt("broken")
+    assert done == ["load broken", "to meta", "caption", "to cpu"]
+
+
+def test_a_held_model_says_the_same_again(mute: GenerateRequest, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    request = dataclasses.replace(mute, captioner=save_llava(tmp_path / "eyes"), device="cpu")
+    picture, held = load_picture(mute.image), HeldCaptioner()
+    want = with_caption(request, picture).prompt
+    assert [with_caption(request, picture, held=held).prompt for _ in range(2)] == [want, want]
 
 
 def test_without_a_captioner_there_is_one_notice_and_the_models_null(

@@ -6,6 +6,7 @@ Captioners are known by one method, ``caption(picture)``.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,54 @@ from omnihuman_infer.request import GenerateRequest, RequestError, is_url
 LOCAL, SERVER = "captioner_local", "captioner_server"
 
 
-def with_caption(request: GenerateRequest, picture: Image.Image | None) -> GenerateRequest:
+class HeldCaptioner:
+    """Keeps the last local captioner between requests; it waits on the CPU, so that it takes nothing from the model.
+
+    Whoever holds a model for many requests holds one of these beside it.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._captioner: Any = None
+
+    def caption(self, folder: Path, picture: Tensor, *, device: torch.device) -> str:
+        """Prompt for a picture by the captioner in ``folder``, which is loaded where another one is held, or none.
+
+        Args:
+            folder: Directory of a local captioner.
+            picture: ``(3, H, W)`` in [-1, 1].
+            device: Where the captioner runs; it leaves it afterwards.
+
+        Raises:
+            ValueError: the captioner cannot be loaded, or gives no description.
+        """
+        if folder.resolve() != self._folder:
+            # Let go of first: two need not fit the memory.
+            self._folder = self._captioner = None
+            self._captioner = _local(folder)
+            self._folder = folder.resolve()
+        try:
+            prompt: str = self._captioner.to(device).caption(picture)
+        finally:
+            self._captioner.to(torch.device("cpu"))
+        return prompt
+
+
+def with_caption(
+    request: GenerateRequest,
+    picture: Image.Image | None,
+    *,
+    device: torch.device | None = None,
+    held: HeldCaptioner | None = None,
+) -> GenerateRequest:
     """The request with a prompt that describes its picture; as it is where it has a prompt, or no captioner.
 
     Args:
         request: One that was checked.
         picture: Its picture; None where it has none, and so a prompt.
+        device: Where a local captioner runs: that of the model. None takes the request's.
+        held: Keeps a local captioner for the next request; without one it is let go, so that captioner and model need
+            not fit the memory together.
 
     Raises:
         RequestError: the captioner cannot be loaded or reached, or gives no description; one line.
@@ -33,22 +76,30 @@ def with_caption(request: GenerateRequest, picture: Image.Image | None) -> Gener
     if request.captioner is None or request.prompt is not None:
         return request
     assert picture is not None, "a request without a picture has a prompt"
+    pixels = _to_pixels(picture)
+    if device is None:
+        device = resolve_device(request.device or "auto")
     try:
-        # Held by nothing after this: captioner and backbone need not fit the memory together.
-        prompt = _captioner(request).caption(_to_pixels(picture))
+        if is_url(request.captioner):
+            prompt = _server(request).caption(pixels)
+        elif held is not None:
+            prompt = held.caption(Path(request.captioner), pixels, device=device)
+        else:
+            prompt = _local(Path(request.captioner)).to(device).caption(pixels)
     except ValueError as error:
         raise RequestError(f"captioner: {' '.join(str(error).split())}") from None
     return dataclasses.replace(request, prompt=prompt)
 
 
-def _captioner(request: GenerateRequest) -> Any:
-    assert request.captioner is not None
-    if is_url(request.captioner):
-        made_by = plugin("feature_extractor", SERVER)
-        base = made_by.config_class.base(request.captioner, request.captioner_model, key_variable=request.captioner_key)
-        return made_by(base)
+def _server(request: GenerateRequest) -> Any:
+    made_by = plugin("feature_extractor", SERVER)
+    base = made_by.config_class.base(request.captioner, request.captioner_model, key_variable=request.captioner_key)
+    return made_by(base)
+
+
+def _local(folder: Path) -> Any:
     made_by = plugin("feature_extractor", LOCAL)
-    return made_by(made_by.config_class.base(request.captioner)).to(resolve_device(request.device or "auto"))
+    return made_by(made_by.config_class.base(str(folder)))
 
 
 def _to_pixels(picture: Image.Image) -> Tensor:
