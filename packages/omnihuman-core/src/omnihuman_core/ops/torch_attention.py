@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from omnihuman_core.contracts.ops import Attention
 
-
 # Two threads that save and restore the switches at once would leave those of each other for good.
 _TURN = threading.Lock()
 
