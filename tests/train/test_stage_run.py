@@ -60,6 +60,17 @@ def test_a_stage_leaves_a_model_rows_and_videos(first: Path) -> None:
     assert (first / "validation" / "step_00000003_seed_0.mp4").stat().st_size > 100
 
 
+def test_no_clip_of_a_validation_is_decoded_whole(
+    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whole(*_: object) -> None:
+        raise AssertionError("the clip was decoded in one piece")
+
+    monkeypatch.setattr("omnihuman_vae.CausalVideoVAE.decode", whole)
+    run_stage(toy(stage1.small(), encoded, None), tmp_path / "out")
+    assert (tmp_path / "out" / "validation" / "step_00000003_seed_0.mp4").is_file()
+
+
 def test_the_next_stage_starts_from_it_and_no_other(first: Path, encoded: Path, tmp_path: Path) -> None:
     run_stage(toy(stage2.small(), encoded, first / "model"), tmp_path / "stage2")
     with pytest.raises(ValueError, match=r"has gone through 'text' \(text\), but stage .* table 1, IPA"):

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from omnihuman_core.contracts import LossOutput
+from omnihuman_core.model_dir import load_component
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.model import OmniModel
 from omnihuman_train.watch_validation import ValidationVideos, chosen_rows
+from omnihuman_train.watch_validation import decoder as open_decoder
 from omnihuman_train.watching import StepTiming
 
 from .models import SEGMENT, Recorder, flow_batches, toy_model
+from .stage_toys import TINY
 
 TIMING = StepTiming(data_seconds=0.0, step_seconds=1.0, samples=8)
 LOSS = LossOutput(loss=torch.tensor(1.0))
@@ -105,3 +108,40 @@ def test_samples_have_every_condition_that_they_are_fit_for(latents: Path) -> No
     wanted = [batch["pose_maps"][kept.index(i)] for i in order if i in kept]
     assert torch.equal(rows["pose_maps"], torch.stack(wanted))
     assert (rows["start"], rows["stop"], rows["motion_latents"]) == (0, SEGMENT.latent_frames, 0)
+
+
+def test_a_clip_is_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = load_component(TINY, "vae")
+    latents = torch.randn(1, 16, 7, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = vae.decode(latents)
+    seen: list[int] = []
+    inner = type(vae.decoder).forward
+
+    def forward(self: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        seen.append(x.shape[2])
+        return inner(self, x, *arguments, **named)
+
+    monkeypatch.setattr(type(vae.decoder), "forward", forward)
+    with torch.no_grad():
+        video = open_decoder(str(TINY), torch.device("cpu"), "fp32")(latents)
+    assert seen == [2, 2, 2, 1]
+    torch.testing.assert_close(video, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "dtype"),
+    [("cuda", "bf16", torch.bfloat16), ("cuda", "fp32", torch.float32), ("cpu", "bf16", torch.float32)],
+)
+def test_the_decoder_has_the_precision_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, dtype: torch.dtype
+) -> None:
+    loaded: dict[str, Any] = {}
+
+    def load(directory: str, name: str, **options: Any) -> Any:
+        loaded.update(options)
+        return load_component(directory, name)
+
+    monkeypatch.setattr("omnihuman_train.watch_validation.load_component", load)
+    open_decoder(str(TINY), torch.device(device), precision)(torch.zeros(1, 16, 1, 2, 2))
+    assert loaded == {"device": torch.device(device), "dtype": dtype}

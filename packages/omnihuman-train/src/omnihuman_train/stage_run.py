@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omnihuman_core.config import to_toml
 from omnihuman_core.contracts import LossOutput
@@ -31,7 +31,7 @@ from omnihuman_train.stage_config import PARTS, StageConfig, check_start
 from omnihuman_train.trainer import fit
 from omnihuman_train.watch import watchers
 from omnihuman_train.watch_guard import LossGuard
-from omnihuman_train.watch_validation import ValidationVideos
+from omnihuman_train.watch_validation import ValidationVideos, decoder
 from omnihuman_train.watching import Watcher
 from omnihuman_train.workload import workload
 
@@ -205,20 +205,12 @@ def _watchers(
         device=world.device.index or 0,
     )
     if config.watch.validation_every:
-        vae: list[Any] = []
-
-        def decode(latents: Tensor) -> Tensor:
-            if not vae:
-                vae.append(load_component(vae_from, "vae", device=world.device))
-            video: Tensor = vae[0].decode(latents)
-            return video
-
         found.append(
             ValidationVideos(
                 out / "validation",
                 model=model,
                 batch=lambda: sources[0].read(0),
-                decode=decode,
+                decode=decoder(vae_from, world.device, config.run.precision),
                 every=config.watch.validation_every,
                 seeds=config.watch.validation_seeds,
                 steps=config.watch.validation_steps,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from omnihuman_core.contracts import LossOutput
 from omnihuman_core.flow.samplers import SAMPLERS
 from omnihuman_core.flow.sigmas import schedule
+from omnihuman_core.model_dir import load_component
 from omnihuman_train.data.media import encode_video
 from omnihuman_train.distributed.exchange import layout, same_parts
 from omnihuman_train.distributed.fsdp import loss_function
@@ -20,6 +21,9 @@ from omnihuman_train.objective import condition
 from omnihuman_train.watching import StepTiming
 
 Batch = Mapping[str, Any]
+
+# Latent frames that are decoded at once: what a decoder keeps in between grows with them.
+_PIECE = 2
 
 
 class ValidationVideos:
@@ -32,7 +36,7 @@ class ValidationVideos:
         folder: Where ``step_NNNNNNNN_seed_S.mp4`` go.
         model: The model that is trained.
         batch: Gives the samples, always the same; called once. Each seed takes the next one.
-        decode: Latents ``(1, C, t, h, w)`` to video ``(1, 3, T, H, W)`` in [-1, 1].
+        decode: Latents ``(1, C, t, h, w)`` to video ``(1, 3, T, H, W)`` in [-1, 1]; see :func:`decoder`.
         every: Steps between videos.
         seeds: Seeds of the noise, one video each.
         steps: Steps of the sampler.
@@ -107,6 +111,31 @@ class ValidationVideos:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def decoder(directory: str, device: torch.device, precision: str) -> Callable[[Tensor], Tensor]:
+    """What decodes the videos: the VAE of a model directory, loaded at the first one.
+
+    A clip is decoded piece by piece and its pixels leave the device: beside a model in training there is no room for
+    what a whole clip takes.
+
+    Args:
+        directory: Model directory.
+        device: Where the VAE computes.
+        precision: Of the run; ``bf16`` is that of the VAE on a GPU.
+
+    Returns:
+        Final latents ``(1, C, t, h, w)`` to video ``(1, 3, T, H, W)`` on the CPU.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    vae: list[Any] = []
+
+    def decode(latents: Tensor) -> Tensor:
+        if not vae:
+            vae.append(load_component(directory, "vae", device=device, dtype=dtype))
+        return torch.cat([piece.cpu() for piece in vae[0].decode_stream(torch.split(latents, _PIECE, 2))], 2)
+
+    return decode
 
 
 def chosen_rows(batch: Batch, count: int, device: torch.device) -> dict[str, Any]:
