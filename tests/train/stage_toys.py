@@ -29,19 +29,20 @@ EXTRACTORS = {
 NARROW = {"hidden_size": 64, "num_heads": 2, "num_double_blocks": 1, "num_single_blocks": 1, "rope_dims": [8, 12, 12]}
 
 
-def write_encoded(folder: Path) -> Path:
+def write_encoded(folder: Path, *, side: int = SIDE) -> Path:
     """Eight samples of noise in the shapes of the small model's extractors."""
     folder.mkdir(parents=True)
+    size = side // 8
     members, records = [], []
     for number in range(8):
         generator = torch.Generator().manual_seed(number)
         key = hashlib.sha1(str(number).encode()).hexdigest()
         tensors = {
             "latents.safetensors": {
-                "latents": torch.randn(16, 4, 4, 4, generator=generator).bfloat16(),
-                "reference": torch.randn(16, 1, 4, 4, generator=generator).bfloat16(),
-                "mouth_region": torch.zeros(4, 4, 4, dtype=torch.bool),
-                "hand_region": torch.zeros(4, 4, 4, dtype=torch.bool),
+                "latents": torch.randn(16, 4, size, size, generator=generator).bfloat16(),
+                "reference": torch.randn(16, 1, size, size, generator=generator).bfloat16(),
+                "mouth_region": torch.zeros(4, size, size, dtype=torch.bool),
+                "hand_region": torch.zeros(4, size, size, dtype=torch.bool),
             },
             "audio.safetensors": {"states": torch.randn(FRAMES, 1, 160, generator=generator).half()},
             "pose.safetensors": {
@@ -60,8 +61,8 @@ def write_encoded(folder: Path) -> Path:
                 source=f"noise/{number}",
                 start=0.0,
                 frames=FRAMES,
-                height=SIDE,
-                width=SIDE,
+                height=side,
+                width=side,
                 fps=25.0,
                 has_text=True,
                 has_audio=True,
