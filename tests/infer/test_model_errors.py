@@ -116,6 +116,8 @@ def test_components_that_do_not_fit(toy_dir: Path, change: dict[str, int], names
         ({"size_multiple": 8}, "size_multiple"),
         ({"segment_frames": 18}, "segment_frames"),
         ({"motion_frames": 6}, "generation.motion_frames"),
+        ({"sampler": "eulr"}, "^model: generation.sampler: must be one of"),
+        ({"guidance_schedule": "sine"}, "^model: generation.guidance_schedule"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, settings: dict[str, int], names: str) -> None:

@@ -171,7 +171,7 @@ FAULTS = [
     ),
     ("model.toml", "[components.vae]", "[components.eyes]", "unknown component 'eyes'; known are vae, backbone"),
     ("model.toml", "[components.vae]", '[components."../vae"]', "unknown component '../vae'"),
-    ("model.toml", "num_steps = 4", "num_steps = -4", "generation.num_steps must be positive, got -4"),
+    ("model.toml", "num_steps = 4", "num_steps = -4", "generation.num_steps must be positive and finite, got -4"),
     ("model.toml", "num_steps = 4", 'num_steps = "4"', "generation.num_steps: must be int, got '4'"),
     ("model.toml", "num_steps = 4", "num_step = 4", "generation: unknown key 'num_step'"),
     (
@@ -359,6 +359,8 @@ def test_saving_checks_the_plugin(tmp_path):
     ("change", "message"),
     [
         ({"fps": 0}, "generation.fps must be positive"),
+        ({"fps": float("inf")}, "generation.fps must be positive and finite"),
+        ({"guidance_scale": -1.0}, "generation.guidance_scale must be at least 0"),
         ({"max_aspect": 0.5}, "generation.max_aspect must be at least 1"),
         ({"motion_frames": 17}, r"generation.motion_frames must be in \[0, segment_frames = 17\)"),
     ],

@@ -12,6 +12,7 @@ holds a public model can be moved.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -55,7 +56,7 @@ class ModelDirError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How the model was trained to be used; a request may change the last ones.
+    """How the model was trained to be used, and what a request that leaves a setting open gets.
 
     Attributes:
         fps: Frames per second of the video.
@@ -89,10 +90,13 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         for name in ("fps", "segment_frames", "area", "size_multiple", "num_steps", "sigma_shift"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"generation.{name} must be positive, got {getattr(self, name)}")
-        if not self.max_aspect >= 1:
-            raise ValueError(f"generation.max_aspect must be at least 1, got {self.max_aspect}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"generation.{name} must be positive and finite, got {getattr(self, name)}")
+        if not 1 <= self.max_aspect < math.inf:
+            raise ValueError(f"generation.max_aspect must be at least 1 and finite, got {self.max_aspect}")
+        for name in ("guidance_scale", "guidance_end_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"generation.{name} must be at least 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.motion_frames < self.segment_frames:
             raise ValueError(
                 f"generation.motion_frames must be in [0, segment_frames = {self.segment_frames}), "

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from omnihuman_core.contracts import Backbone, Conditioning
-from omnihuman_core.flow import SAMPLERS, Guidance, guided, schedule
+from omnihuman_core.flow import SAMPLERS, Guidance, guided
+from omnihuman_core.flow import schedule as sigma_schedule
 from omnihuman_core.model_dir import ModelComponents
 from omnihuman_infer.request import GenerateRequest, RequestError
 
@@ -22,6 +23,18 @@ def check_sampler(name: str) -> str:
     if name not in SAMPLERS:
         raise RequestError(f"sampler: must be one of {', '.join(sorted(SAMPLERS))}, got {name!r}")
     return name
+
+
+def check_guidance(scale: float, schedule: str, end_scale: float) -> Guidance:
+    """The guidance of these settings.
+
+    Raises:
+        RequestError: an unknown schedule, or numbers that do not go together.
+    """
+    try:
+        return Guidance(scale=scale, schedule=schedule, end_scale=end_scale)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise RequestError(f"guidance_schedule: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +65,11 @@ class Denoiser:
         settings = components.generation
         sampler = check_sampler(request.sampler or settings.sampler)
         scale = settings.guidance_scale if request.guidance_scale is None else request.guidance_scale
-        name = request.guidance_schedule or settings.guidance_schedule
-        try:
-            # A schedule falls: it never ends above the scale that the user asked for.
-            guidance = Guidance(scale=scale, schedule=name, end_scale=min(settings.guidance_end_scale, scale))  # type: ignore[arg-type]
-        except ValueError as error:
-            raise RequestError(f"guidance_schedule: {error}") from None
+        # A schedule falls: it never ends above the scale that the user asked for.
+        end_scale = min(settings.guidance_end_scale, scale)
         return cls(
             backbone=components.backbone,
-            guidance=guidance,
+            guidance=check_guidance(scale, request.guidance_schedule or settings.guidance_schedule, end_scale),
             sampler=sampler,
             num_steps=request.num_steps or settings.num_steps,
             sigma_shift=settings.sigma_shift,
@@ -94,5 +103,5 @@ class Denoiser:
             if on_step is not None:
                 on_step(step + 1, self.num_steps)
 
-        sigmas = schedule(self.num_steps, shift_factor=self.sigma_shift, device=noise.device)
+        sigmas = sigma_schedule(self.num_steps, shift_factor=self.sigma_shift, device=noise.device)
         return SAMPLERS[self.sampler](predict, noise, sigmas, callback=count)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from omnihuman_core.model_dir import ModelComponents, load_component, load_model, read_index
+from omnihuman_core.model_dir import GenerationSettings, ModelComponents, load_component, load_model, read_index
 from omnihuman_core.ops import choose_ops
 from omnihuman_core.plugins import PluginError
-from omnihuman_infer.denoising import check_sampler
+from omnihuman_infer.denoising import check_guidance, check_sampler
 from omnihuman_infer.encoding import Encoders, read_pose
 from omnihuman_infer.media.picture import free_size
 from omnihuman_infer.media.sound import SAMPLE_RATE
@@ -57,7 +57,9 @@ def check_directory(model: str, request: GenerateRequest) -> None:
     except ValueError as error:
         raise _model_error(error) from None
     settings = index.generation
-    check_sampler(request.sampler or settings.sampler)
+    _check_settings(settings)
+    if request.sampler is not None:
+        check_sampler(request.sampler)
     if request.aspect is not None:
         free_size(
             request.aspect, area=settings.area, max_aspect=settings.max_aspect, size_multiple=settings.size_multiple
@@ -117,6 +119,7 @@ def check_fit(components: ModelComponents, *, device: torch.device, dtype: torch
             f"model: generation.size_multiple is {settings.size_multiple}; vae and backbone need an even multiple of "
             f"{multiple}"
         )
+    _check_settings(settings)
     segment_latents(components, settings.segment_frames)
     try:
         _check_encoders(components, Encoders(components, device=device, dtype=dtype), multiple)
@@ -146,6 +149,15 @@ def segment_latents(components: ModelComponents, segment_frames: int) -> tuple[i
             f"backbone needs multiples of {spec.temporal_multiple}, and segments longer than their motion"
         )
     return total, motion
+
+
+def _check_settings(settings: GenerationSettings) -> None:
+    """Names that the core of a model directory does not know."""
+    try:
+        check_sampler(settings.sampler)
+        check_guidance(settings.guidance_scale, settings.guidance_schedule, settings.guidance_end_scale)
+    except RequestError as error:
+        raise ModelError(f"model: generation.{error}") from None
 
 
 @torch.no_grad()

@@ -86,7 +86,10 @@ def bench_attention(*, device: str, dtype: str | None, shapes: str | None, out: 
     where = _device(device)
     chosen: torch.dtype = getattr(torch, dtype or ("bfloat16" if where.type == "cuda" else "float32"))
     cases = parse_shapes(shapes or (CUDA_SHAPES if where.type == "cuda" else CPU_SHAPES))
-    out = user_table() if out is None else out
+    try:
+        out = user_table() if out is None else out
+    except RuntimeError as error:
+        raise ValueError(f"no place for the table ({error}); name one with --out") from None
     # A table that cannot be read or written is found before the work, not after it.
     check_place(out)
     old = read_table(out) if out.exists() else ()
