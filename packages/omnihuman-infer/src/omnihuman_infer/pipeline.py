@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnihuman_core.model_dir import ModelComponents
-from omnihuman_infer.captioning import with_caption
+from omnihuman_infer.captioning import HeldCaptioner, with_caption
 from omnihuman_infer.encoding import Encoders
 from omnihuman_infer.inputs import Inputs, read_inputs
 from omnihuman_infer.loading import check_directory, load_components, resolve_device
@@ -74,6 +74,7 @@ class OmniHumanPipeline:
         self.device = device
         self.dtype = dtype
         self.encoders = Encoders(components, device=device, dtype=dtype)
+        self._captioner = HeldCaptioner()
 
     @classmethod
     def from_pretrained(
@@ -146,7 +147,7 @@ class OmniHumanPipeline:
         """
         self._check_same_model(request)
         inputs = read_inputs(request) if inputs is None else inputs.of(request)
-        request = with_caption(request, inputs.picture)
+        request = with_caption(request, inputs.picture, device=self.device, held=self._captioner)
         return prepare_clip(request, inputs, self.components, self.encoders)
 
     @torch.inference_mode()
