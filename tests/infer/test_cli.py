@@ -213,6 +213,8 @@ def test_interruption_leaves_nothing(
 ) -> None:
     model = save_toy(tmp_path / "model")
     inputs["out"].write_bytes(b"precious")
+    # Long enough not to be done before the signal comes.
+    write_wav(inputs["audio"], voice(5.0))
     before = sorted(tmp_path.iterdir())
     flags = [f"--{name}={value}" for name, value in inputs.items()]
     command = [sys.executable, "-m", "omnihuman_infer.cli", "generate", *flags, f"--model={model}", "--num-steps=1000"]

@@ -130,7 +130,7 @@ def _find_models(directory: Path) -> tuple[Path, Path | None]:
 @contextmanager
 def _part(out: Path) -> Iterator[Path]:
     """A name to write to, which takes the place of ``out`` at the end and is removed after an error."""
-    folder = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
+    folder = tempfile.mkdtemp(prefix=".omnihuman-", suffix=".part", dir=out.parent)
     part = Path(folder) / out.name
     try:
         yield part

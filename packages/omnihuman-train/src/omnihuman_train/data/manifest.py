@@ -11,11 +11,12 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from omnihuman_core.checkpoint import create_part
 
 MANIFEST = "manifest.jsonl"
 KEY = re.compile(r"[0-9a-f]{40}")
@@ -162,14 +163,11 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
     Raises:
         OSError: the file cannot be written; one that was there stays as it was.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    temporary = Path(name)
+    handle, temporary = create_part(path)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n")
-        # mkstemp makes files that nobody else may read.
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
