@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from omnihuman_core.checkpoint import load_safetensors
+from omnihuman_core.checkpoint import load_safetensors, save_safetensors
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.checkpointing import save_checkpoint, step_generator
 from omnihuman_train.config import FlowConfig, OptimizerConfig, RunConfig
@@ -155,7 +155,7 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert seen == [100.0]
     assert rows(tmp_path)[0]["grad_norm"] == 100.0
     moments = load_safetensors(tmp_path / "checkpoints" / "step_00000001" / "optimizer.safetensors")
-    assert moments["0.0.exp_avg"].item() == pytest.approx(1.0, rel=1e-4)
+    assert moments["0.weight.exp_avg"].item() == pytest.approx(1.0, rel=1e-4)
 
 
 def parts(width: int = 4, name: Any = "adamw") -> tuple[nn.Module, Ema, OptimizerGroup]:
@@ -220,6 +220,50 @@ def test_a_checkpoint_of_another_optimiser_is_refused(tmp_path: Path, names: tup
     path = save_checkpoint(tmp_path, 1, *parts(name=names[0]), config="")
     with pytest.raises(ValueError, match="the checkpoint is of another optimiser"):
         load_checkpoint(path, *parts(name=names[1]))
+
+
+def trained_alone(names: str) -> tuple[nn.Module, Ema, OptimizerGroup]:
+    """A stepped model of three equal layers, some of which are trained."""
+    model = nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"})
+    for name, layer in model.items():
+        layer.requires_grad_(name in names)
+    optimizer = OptimizerGroup(model, OptimizerConfig())
+    sum(p.square().sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step(1.0)
+    return model, Ema(model, 0.9), optimizer
+
+
+def test_moments_belong_to_a_name(tmp_path: Path) -> None:
+    first, again = trained_alone("ab"), trained_alone("ab")
+    path = save_checkpoint(tmp_path, 1, *first, config="")
+    moments = load_safetensors(path / "optimizer.safetensors")
+    assert {key.removesuffix(".exp_avg") for key in moments if key.endswith(".exp_avg")} == {
+        f"0.{layer}.{part}" for layer in "ab" for part in ("weight", "bias")
+    }
+    load_checkpoint(path, *again)
+    for (name, one), other in zip(first[0].named_parameters(), again[0].parameters(), strict=True):
+        if name[0] != "c":
+            mine, theirs = (run[2].optimizers[0].state[p]["exp_avg"] for run, p in ((first, one), (again, other)))
+            assert torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match=r"step_00000001: the checkpoint is of another .*\ba\.(weight|bias)"):
+        load_checkpoint(path, *trained_alone("bc"))
+
+
+def test_a_checkpoint_whose_moments_have_numbers_goes_on(tmp_path: Path) -> None:
+    first, again = parts(), parts()
+    path = save_checkpoint(tmp_path, 1, *first, config="")
+    moments = load_safetensors(path / "optimizer.safetensors")
+    # Other matrices, vectors, then matrices of blocks.
+    order = ["head.weight", "blocks.0.bias", "head.bias", "blocks.0.weight"]
+    numbered = {
+        f"0.{order.index(name.removeprefix('0.').rpartition('.')[0])}.{name.rpartition('.')[2]}": value
+        for name, value in moments.items()
+    }
+    assert len(numbered) == len(moments)
+    save_safetensors(numbered, path / "optimizer.safetensors")
+    load_checkpoint(path, *again)
+    for one, other in zip(first[0].parameters(), again[0].parameters(), strict=True):
+        assert torch.equal(first[2].optimizers[0].state[one]["exp_avg"], again[2].optimizers[0].state[other]["exp_avg"])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from omnihuman_train.config import OptimizerConfig
 from omnihuman_train.distributed.muon import ShardedMuon
+
+Named = tuple[str, nn.Parameter]
 
 
 def lr_factor(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -28,16 +31,11 @@ class OptimizerGroup:
         matrices, embeddings, vectors = _split(model.named_parameters())
         decay = config.weight_decay
         self.optimizers: list[torch.optim.Optimizer] = []
-        rest = [
-            {"params": embeddings + vectors, "weight_decay": 0.0},
-            *([] if config.name == "muon" else [{"params": matrices, "weight_decay": decay}]),
-        ]
+        rest = [_group(embeddings + vectors, 0.0), *([] if config.name == "muon" else [_group(matrices, decay)])]
         self.optimizers.append(torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True))
         if config.name == "muon" and matrices:
-            kind = ShardedMuon if isinstance(matrices[0], DTensor) else torch.optim.Muon
-            self.optimizers.append(
-                kind(matrices, lr=config.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            )
+            kind = ShardedMuon if isinstance(matrices[0][1], DTensor) else torch.optim.Muon
+            self.optimizers.append(kind([_group(matrices, decay)], lr=config.muon_lr, adjust_lr_fn="match_rms_adamw"))
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     def step(self, factor: float) -> None:
@@ -49,18 +47,22 @@ class OptimizerGroup:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _split(
-    named: Iterable[tuple[str, nn.Parameter]],
-) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices inside blocks, other matrices and kernels, and vectors."""
+def _group(named: list[Named], weight_decay: float) -> dict[str, Any]:
+    """A group of torch's, which may be empty, with the names that the state of an optimiser is saved by."""
+    names, parameters = [name for name, _ in named], [parameter for _, parameter in named]
+    return {"params": parameters, "param_names": names, "weight_decay": weight_decay}
+
+
+def _split(named: Iterable[Named]) -> tuple[list[Named], list[Named], list[Named]]:
+    """Matrices inside blocks, other matrices and kernels, and vectors, each with its name."""
     matrices, embeddings, vectors = [], [], []
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2:
-            vectors.append(parameter)
+            vectors.append((name, parameter))
         elif parameter.ndim == 2 and "blocks." in name:
-            matrices.append(parameter)
+            matrices.append((name, parameter))
         else:
-            embeddings.append(parameter)
+            embeddings.append((name, parameter))
     return matrices, embeddings, vectors

@@ -1,4 +1,4 @@
-"""State of an optimiser as flat tables, keyed ``<optimiser>.<index of the parameter>.<name>``, and back."""
+"""State of an optimiser as flat tables, keyed ``<optimiser>.<name of the parameter>.<name>``, and back."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from torch.distributed.tensor import DTensor
 from omnihuman_train.distributed.shards import fill
 from omnihuman_train.optim import OptimizerGroup
 
-Entries = dict[int, dict[str, Any]]
-
 
 def state_of(optimizer: OptimizerGroup) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors, and what else there is."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
     for number, part in enumerate(optimizer.optimizers):
+        names = list(_parameters(part))
         for index, entry in part.state_dict()["state"].items():
             for key, value in entry.items():
-                name = f"{number}.{index}.{key}"
+                name = f"{number}.{names[index]}.{key}"
                 if isinstance(value, Tensor):
                     tensors[name] = value.contiguous()
                 else:
@@ -33,59 +32,64 @@ def restore_state(optimizer: OptimizerGroup, tensors: dict[str, Tensor], scalars
     """Take over a state; whole moments are cut as their parameters are.
 
     Raises:
-        ValueError: the state is of another optimiser.
+        ValueError: the state is of another optimiser, or of other parameters.
     """
     if extra := {name.partition(".")[0] for name in tensors} - {str(i) for i in range(len(optimizer.optimizers))}:
         raise ValueError(f"it has {len(extra)} optimiser more than {optimizer.config.name}")
     for number, part in enumerate(optimizer.optimizers):
-        state = part.state_dict()
-        entries: Entries = {}
+        parameters = _parameters(part)
+        numbers = {name: index for index, name in enumerate(parameters)}
+        entries: dict[int, dict[str, Any]] = {}
         for name, value in {**tensors, **scalars}.items():
-            owner, index, key = name.split(".")
-            if int(owner) == number:
-                entries.setdefault(int(index), {})[key] = value
-        _check_shapes(part, entries)
-        state["state"] = _cut(part, entries)
-        part.load_state_dict(state)
+            owner, of, key = _keys(name)
+            if int(owner) != number:
+                continue
+            known = _known(parameters, of)
+            if known is None:
+                raise ValueError(f"it has moments of {of}, which {type(part).__name__} does not train now")
+            entries.setdefault(numbers[known], {})[key] = _cut(f"{key} of {known}", parameters[known], value)
+        part.load_state_dict({**part.state_dict(), "state": entries})
 
 
 def parameter_of(optimizer: OptimizerGroup, name: str) -> Tensor | None:
     """The parameter whose state has the key ``name``, or None if there is no such one."""
-    number, index = (int(part) for part in name.split(".")[:2])
-    parameters = _parameters(optimizer.optimizers[number]) if number < len(optimizer.optimizers) else []
-    return parameters[index] if index < len(parameters) else None
+    owner, of, _ = _keys(name)
+    parameters = _parameters(optimizer.optimizers[int(owner)]) if int(owner) < len(optimizer.optimizers) else {}
+    known = _known(parameters, of)
+    return None if known is None else parameters[known]
 
 
-def _parameters(part: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter.detach() for group in part.param_groups for parameter in group["params"]]
+def _parameters(part: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters by name, in the order that torch numbers them in."""
+    groups = [zip(group["param_names"], group["params"], strict=True) for group in part.param_groups]
+    return {name: parameter.detach() for group in groups for name, parameter in group}
 
 
-def _check_shapes(part: torch.optim.Optimizer, entries: Entries) -> None:
-    """Torch takes moments of any shape, for any parameter: they would fail, or worse not fail, at the next step."""
-    parameters = _parameters(part)
-    for index, entry in entries.items():
-        if index >= len(parameters):
-            raise ValueError(f"it has moments of more weights than the {len(parameters)} of {type(part).__name__}")
-        for key, value in entry.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
-                raise ValueError(
-                    f"{key} of weight {index} has shape {tuple(value.shape)}, not {tuple(parameters[index].shape)}"
-                )
+def _keys(name: str) -> tuple[str, str, str]:
+    """Number of the optimiser, name of the parameter, name of the value."""
+    owner, _, rest = name.partition(".")
+    of, _, key = rest.rpartition(".")
+    return owner, of, key
 
 
-def _cut(part: torch.optim.Optimizer, entries: Entries) -> Entries:
-    """Whole moments of sharded parameters, sharded like those."""
-    parameters = _parameters(part)
+def _known(parameters: dict[str, Tensor], of: str) -> str | None:
+    """Name of the parameter that a state calls ``of``: its name or, in the first checkpoints, its number."""
+    if of in parameters:
+        return of
+    return list(parameters)[int(of)] if of.isdigit() and int(of) < len(parameters) else None
 
-    def cut(parameter: Tensor, value: Any) -> Any:
-        if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
-            return value
-        if not value.ndim:
-            return value
-        shards = torch.zeros_like(parameter)
-        fill(shards, value)
-        return shards
 
-    return {
-        index: {key: cut(parameters[index], value) for key, value in entry.items()} for index, entry in entries.items()
-    }
+def _cut(title: str, parameter: Tensor, value: Any) -> Any:
+    """A value of the state of ``parameter``: whole moments of a sharded one, sharded like it.
+
+    Torch takes moments of any shape, for any parameter: they would fail, or worse not fail, at the next step.
+    """
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value
+    if value.shape != parameter.shape:
+        raise ValueError(f"{title} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
+    if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
+        return value
+    shards = torch.zeros_like(parameter)
+    fill(shards, value)
+    return shards
