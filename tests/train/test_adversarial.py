@@ -196,6 +196,33 @@ def test_a_loss_that_is_no_number_stops_with_its_step(tmp_path: Path, clips: Pat
         fit_adversarial(vae, objective, batches(clips), RECIPE.run, GAME, tmp_path, resolved="", title="toy")
 
 
+@pytest.mark.parametrize(
+    ("who", "message"),
+    [
+        ("generator_loss", "step 3: the norm of the gradient is nan"),
+        ("discriminator_loss", "step 3: the norm of the discriminator's gradient is nan"),
+    ],
+)
+def test_a_gradient_that_is_no_number_leaves_both_players_as_they_were(clips: Path, who: str, message: str) -> None:
+    vae, objective = players()
+    honest = getattr(objective, who)
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        result = honest(*arguments, **named)
+        output, rest = (result, None) if who == "discriminator_loss" else result
+        # Zero, with an infinite slope.
+        output = replace(output, loss=output.loss + (output.loss * 0).sqrt())
+        return output if rest is None else (output, rest)
+
+    setattr(objective, who, broken)
+    pair = Players(vae, RECIPE.run.optimizer, objective.discriminator, GAME.optimizer)
+    before, opponent = weights(vae), weights(objective.discriminator)
+    with pytest.raises(FloatingPointError, match=message):
+        adversarial_step(vae, objective, batches(clips)(0), pair, RECIPE.run, GAME, 3, ALONE)
+    assert not moved(vae, before)
+    assert not moved(objective.discriminator, opponent)
+
+
 def test_pictures_come_at_their_ratio_and_hold_as_many_frames(clips: Path) -> None:
     made = batches(clips, image_ratio=0.3)
     shapes = [tuple(made(step)["video"].shape) for step in range(200)]

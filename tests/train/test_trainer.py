@@ -140,6 +140,25 @@ def test_a_loss_that_is_no_number_stops_with_its_step(tmp_path: Path, latents: P
     assert all(value.isfinite().all() for value in load_safetensors(last / "model.safetensors").values())
 
 
+def test_a_gradient_that_is_no_number_leaves_the_weights_as_they_were(tmp_path: Path, latents: Path) -> None:
+    batches = flow_batches(latents, batch_size=4, stages=STAGES)
+    model = toy_model()
+
+    def objective(model: Any, batch: Mapping[str, Any]) -> LossOutput:
+        loss = sum(p.square().sum() for p in model.parameters())
+        if torch.equal(batch["seeds"], batches(2)["seeds"]):
+            # Zero, with an infinite slope.
+            loss = loss + (loss * 0).sqrt()
+        return LossOutput(loss=loss)
+
+    with pytest.raises(FloatingPointError, match=r"step 2: the norm of the gradient is nan; lower optimizer\.lr"):
+        fit(model, objective, batches, run_config(), tmp_path, resolved="", title="toy")
+    last = checkpoints(tmp_path / "checkpoints")[-1]
+    assert last.name == "step_00000002"
+    saved = load_safetensors(last / "model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)

@@ -124,7 +124,7 @@ def fit_adversarial(
         world: Processes of the run, where they have been joined before.
 
     Raises:
-        FloatingPointError: a loss is not finite.
+        FloatingPointError: a loss or the norm of its gradient is not finite.
         ValueError: a batch in parts, or processes that share weights or samples; this loop has neither.
     """
     check_parallel(config)
@@ -198,17 +198,20 @@ def adversarial_step(
     told = exchange(outputs, [batch], world, note)
     for whole in told.outputs:
         check_finite(whole.loss, step)
-    factor = lr_factor(config.optimizer, step, config.steps)
-    metrics = {**told.outputs[0].metrics, "grad_norm": _update(model, players.model, factor, world)}
+    # Both norms before either update: a step is done by both players or by none.
+    norms = {"grad_norm": _clipped(model, config.optimizer, world)}
+    check_finite(norms["grad_norm"], step, "norm of the gradient")
+    metrics = dict(told.outputs[0].metrics)
     if opponent is not None and players.discriminator is not None:
-        factor = lr_factor(game.optimizer, step - game.start, config.steps - game.start)
-        norm = _update(opponent, players.discriminator, factor, world)
-        metrics = {**metrics, **told.outputs[1].metrics, "grad_norm/discriminator": norm}
-    return LossOutput(loss=told.outputs[0].loss, metrics=metrics), told
+        norms["grad_norm/discriminator"] = _clipped(opponent, game.optimizer, world)
+        check_finite(norms["grad_norm/discriminator"], step, "norm of the discriminator's gradient")
+        metrics |= told.outputs[1].metrics
+        players.discriminator.step(lr_factor(game.optimizer, step - game.start, config.steps - game.start))
+    players.model.step(lr_factor(config.optimizer, step, config.steps))
+    return LossOutput(loss=told.outputs[0].loss, metrics={**metrics, **norms}), told
 
 
-def _update(module: nn.Module, optimizer: OptimizerGroup, factor: float, world: World) -> Tensor:
+def _clipped(module: nn.Module, config: OptimizerConfig, world: World) -> Tensor:
+    """Average the gradients over the processes and clip them; returns their norm before."""
     average_gradients(module, world)
-    norm = clip(module, optimizer.config.grad_clip)
-    optimizer.step(factor)
-    return norm
+    return clip(module, config.grad_clip)

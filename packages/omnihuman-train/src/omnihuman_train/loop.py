@@ -197,14 +197,14 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
-def check_finite(loss: Tensor, step: int) -> None:
-    """Stop where a loss is no number.
+def check_finite(value: Tensor, step: int, what: str = "loss") -> None:
+    """Stop where a loss, or the norm of a gradient, is no number: before it gets into the weights.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the value is not finite.
     """
-    if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"step {step}: the loss is {loss.item()}; lower optimizer.lr or look at the batch")
+    if not math.isfinite(value.item()):
+        raise FloatingPointError(f"step {step}: the {what} is {value.item()}; lower optimizer.lr or look at the batch")
 
 
 def clip(module: nn.Module, limit: float) -> Tensor:

@@ -49,7 +49,7 @@ def fit(
         world: Processes of the run, where they have been joined before.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or the norm of its gradient is not finite; weights stay those of before.
         ValueError: another number of sources of batches than ``run.accumulate``, sizes that do not fit the number of
             processes, or a checkpoint that does not fit.
     """
@@ -101,5 +101,6 @@ def train_step(
     (output,) = told.outputs
     check_finite(output.loss, step)
     norm = clip(model, config.optimizer.grad_clip)
+    check_finite(norm, step, "norm of the gradient")
     optimizer.step(lr_factor(config.optimizer, step, config.steps))
     return LossOutput(loss=output.loss, metrics={**output.metrics, "grad_norm": norm}), told
