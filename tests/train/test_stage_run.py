@@ -142,6 +142,25 @@ def test_pictures_and_a_size_of_the_stage_are_refused_with_what_to_set() -> None
     assert replace(recipe, stages=(replace(stage, batch_size=64),), run=run).stage.batch_size == 64
 
 
+def test_stages_do_not_repeat_what_was_drawn_before(encoded: Path) -> None:
+    configs = [toy(stage1.small(), encoded, None)]
+    configs += [toy(recipe.small(), encoded, Path("before")) for recipe in (stage2, stage3)]
+    assert {config.run.seed for config in configs} == {0}
+    alone = World(device=torch.device("cpu"))
+    sources = [streams(config, alone)[0] for config in configs]
+    drawn = [[source(step) for step in range(6)] for source in sources]
+    seeds = [{seed for batch in batches for seed in batch["seeds"].tolist()} for batches in drawn]
+    assert all(len(own) == 24 for own in seeds)
+    assert len(set.union(*seeds)) == 3 * 24
+    order = [[key for batch in batches for key in batch["key"]] for batches in drawn]
+    assert len({tuple(keys) for keys in order}) == 3
+    windows = [[(batch["start"], batch["motion_latents"]) for batch in batches] for batches in drawn]
+    assert len({tuple(draws) for draws in windows}) == 3
+    # The same stage again draws the same.
+    again = streams(configs[1], alone)[0]
+    assert again(4)["seeds"].equal(drawn[1][4]["seeds"])
+
+
 def test_segments_of_one_frame_are_the_pictures_of_a_stage(encoded: Path) -> None:
     segment = SegmentConfig(latent_frames=1, motion_latents=0, continuing_ratio=0.0)
     config = toy(stage1.small(), encoded, None, segment=segment)

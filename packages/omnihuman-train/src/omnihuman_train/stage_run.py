@@ -37,6 +37,9 @@ from omnihuman_train.watching import Watcher
 from omnihuman_train.workload import workload
 
 MODEL = "model"
+# Between the seeds of stages: apart by more than seeds that people choose, and far apart in the low 32 bits of what
+# `step_generator` makes of them, which are all that torch takes of a seed on a CPU.
+_STAGE_SEEDS = 1 << 20
 
 
 def run_stage(config: StageConfig, out: Path) -> None:
@@ -164,7 +167,7 @@ def _check_same(config: StageConfig, name: str, module: Any) -> None:
 
 
 def streams(config: StageConfig, world: World) -> list[FlowStream]:
-    """What this process computes in a step, part by part.
+    """What this process computes in a step, part by part; each stage draws its own, from the seed and its number.
 
     Raises:
         ValueError: the data does not fit; see :class:`~omnihuman_train.data.stream.FlowStream`.
@@ -177,7 +180,7 @@ def streams(config: StageConfig, world: World) -> list[FlowStream]:
             config.batches(),
             config.segment,
             (config.stage,),
-            seed=config.run.seed,
+            seed=config.run.seed + (len(config.stages) - 1) * _STAGE_SEEDS,
             pose_extractor=extractor,
             mouth_truth=config.flow.mouth_probe_weight > 0,
             rank=world.data_rank * count + part,
