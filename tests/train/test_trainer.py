@@ -17,6 +17,7 @@ from omnihuman_core.contracts import LossOutput
 from omnihuman_train.checkpointing import save_checkpoint, step_generator
 from omnihuman_train.config import FlowConfig, OptimizerConfig, RunConfig
 from omnihuman_train.ema import Ema
+from omnihuman_train.loop import model_seed
 from omnihuman_train.metrics import MetricLog
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.optim import OptimizerGroup
@@ -265,6 +266,8 @@ def test_moments_belong_to_a_name(tmp_path: Path) -> None:
             mine, theirs = (run[2].optimizers[0].state[p]["exp_avg"] for run, p in ((first, one), (again, other)))
             assert torch.equal(mine, theirs)
     with pytest.raises(ValueError, match=r"step_00000001: the checkpoint is of another .*\ba\.(weight|bias)"):
+        load_checkpoint(path, *trained_alone("b"))
+    with pytest.raises(ValueError, match=r"step_00000001: .* another training: c\.bias was frozen .*\(2 such"):
         load_checkpoint(path, *trained_alone("bc"))
 
 
@@ -319,6 +322,13 @@ def test_streams_of_random_numbers_differ_by_seed_step_and_use() -> None:
         for stream in range(3)
     }
     assert len(seeds) == 3 * 2000 * 3
+
+
+def test_no_two_processes_draw_the_same_posterior_noise() -> None:
+    # What is drawn, not the seeds: torch takes only a part of these on a CPU.
+    generators = [torch.Generator().manual_seed(model_seed(0, step, rank)) for step in range(20) for rank in range(64)]
+    assert len({float(torch.randn((), generator=g, dtype=torch.float64)) for g in generators}) == 20 * 64
+    assert model_seed(3, 7, 0) == step_generator(3, 7, 2).initial_seed()
 
 
 @pytest.mark.parametrize(

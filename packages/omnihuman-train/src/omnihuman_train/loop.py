@@ -32,8 +32,9 @@ from omnihuman_train.watching import StepTiming, Watcher
 
 # Stream of the random numbers that a model itself draws (posterior noise), apart from those of data and sigma.
 MODEL_STREAM = 2
-# Apart by more than all steps of a run: no two processes draw the same posterior noise.
-_RANK_SEEDS = 1 << 48
+# Between the seeds of processes: its multiples lie far apart in their low 32 bits (Knuth, Fibonacci hashing), which are
+# all that torch takes of a seed on a CPU, so no two processes draw the same posterior noise.
+_RANK_SEEDS = 0x9E3779B1
 
 
 class Trained(NamedTuple):
@@ -100,8 +101,7 @@ def run_steps(
                     same_parts(part, [of[number] for of in layouts if of], world.device)
                     for number, part in enumerate(batches.take(step))
                 ]
-                seed = step_generator(config.seed, step, MODEL_STREAM).initial_seed()
-                torch.manual_seed(seed + world.data_rank * _RANK_SEEDS)
+                torch.manual_seed(model_seed(config.seed, step, world.data_rank))
                 output, told = compute(step, parts, partial(note, step))
                 layouts = [said.coming for said in told.notes]
                 seconds = time.monotonic() - began
@@ -174,6 +174,11 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         """Wait for the thread."""
         self._thread.shutdown()
+
+
+def model_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of what the model of data process ``rank`` draws itself in ``step``."""
+    return step_generator(seed, step, MODEL_STREAM).initial_seed() + rank * _RANK_SEEDS
 
 
 def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
