@@ -137,8 +137,12 @@ def test_lora_starts_as_the_model_and_merges_into_it(batch: Any) -> None:
     # Both matrices of qkv and out of two streams, and of the two products of a single block.
     assert len(lora) == 2 * (2 * 2 + 2)
     others = {name.partition(".")[0] for name in grads.keys() - lora}
-    assert others <= {"backbone", "audio_encoder", "pose_encoder"}
-    assert all(".audio." in name or "pose" in name for name in grads.keys() - lora if name.startswith("backbone"))
+    assert others <= {"backbone", "audio_encoder", "pose_encoder", "text_encoder"}
+    fresh = (".audio.", "pose", "segment_embed")
+    backbone = {name for name in free.keys() - lora if name.startswith("backbone")}
+    assert all(any(path in name for path in fresh) for name in backbone)
+    assert {"backbone.segment_embed", "text_encoder.null_token"} < free.keys()
+    assert {name for name in free if name.startswith("text_encoder")} == {"text_encoder.null_token"}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
         gradients(model, batch)

@@ -114,6 +114,24 @@ def test_average_is_kept_in_fp32_and_copied_back() -> None:
     assert all(p.requires_grad for p in target.parameters())
 
 
+def test_frozen_weights_have_no_average() -> None:
+    model, other = Blocks(), Blocks()
+    ema = Ema(model, decay=0.5)
+    assert ema.shadow.keys() == {name for name, value in model.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        model.frozen.fill_(2.0)
+        model.embed.weight.fill_(1.0)
+    ema.update(model, 0)
+    state = ema.whole_state(model)
+    assert state.keys() == model.state_dict().keys()
+    assert torch.equal(state["frozen"], model.frozen)
+    assert torch.equal(state["embed.weight"], ema.shadow["embed.weight"])
+    assert not torch.equal(state["embed.weight"], model.embed.weight)
+    ema.copy_to(other)
+    assert torch.equal(other.embed.weight, ema.shadow["embed.weight"])
+    assert not other.frozen.any()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, kept in fp32; sharded as they are."""
+"""Exponential moving average of the trained weights, kept in fp32; sharded as they are."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from omnihuman_train.distributed.shards import fill, local, whole
 
 
 class Ema:
-    """Shadow weights ``shadow <- d * shadow + (1 - d) * weight`` with ``d = min(decay, (1 + step) / (10 + step))``."""
+    """Shadow weights ``shadow <- d * shadow + (1 - d) * weight`` with ``d = min(decay, (1 + step) / (10 + step))``.
+
+    Frozen weights have none: their average is what they are.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.shadow = {name: value.detach().float().clone() for name, value in model.named_parameters()}
+        trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+        self.shadow = {name: value.detach().float().clone() for name, value in trained}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -32,9 +36,10 @@ class Ema:
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Put the averages into the model's parameters."""
-        for name, parameter in model.named_parameters():
-            parameter.copy_(self.shadow[name])
+        """Put the averages into the model's parameters; frozen ones stay."""
+        parameters = dict(model.named_parameters())
+        for name, value in self.shadow.items():
+            parameters[name].copy_(value)
 
     def whole_state(self, model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
         """State dict of ``model`` with the averages as its weights, whole and on the CPU.

@@ -20,13 +20,17 @@ class LoraSettings:
         rank: Rank ``r`` of each update.
         alpha: The update is scaled by ``alpha / rank``.
         targets: Pattern that the whole name of a linear layer must match.
-        full: Pattern of parameters that are trained whole besides (the condition paths, which start fresh).
+        full: Pattern of parameters that are trained whole besides: the condition paths, which start fresh, segments and the
+            token of no text included.
     """
 
     rank: int = 16
     alpha: int = 16
     targets: str = BLOCK_PROJECTIONS
-    full: str = r"(audio_encoder|pose_encoder|mouth_probe)\..*|.*\.audio\..*|.*patch_embed\.pose.*"
+    full: str = (
+        r"(audio_encoder|pose_encoder|mouth_probe)\..*|.*\.audio\..*|.*patch_embed\.pose.*"
+        r"|backbone\.segment_embed|text_encoder\.null_token"
+    )
 
     def __post_init__(self) -> None:
         if self.rank < 1:

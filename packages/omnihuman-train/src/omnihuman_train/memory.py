@@ -31,7 +31,7 @@ class WeightMemory:
         weights: Its shard of the fp32 weights, and the buffers.
         gradients: Its shard of their gradients.
         moments: Its shard of what the optimiser remembers.
-        average: Its shard of the moving average.
+        average: Its shard of the moving average of trained weights.
         gathered: bf16 weights that are whole while they are used: two blocks, and what is outside the blocks. Without
             sharding, the bf16 copies that autocast makes of all matrices.
         reduced: Whole gradients of a block, bf16 and fp32, on their way to their shards.
@@ -86,7 +86,7 @@ def weight_memory(model: nn.Module, optimizer: OptimizerConfig, *, shards: int) 
         weights=FP32 * held + sum(buffer.nbytes for buffer in model.buffers()),
         gradients=FP32 * trained,
         moments=FP32 * moments,
-        average=FP32 * held,
+        average=FP32 * trained,
         gathered=gathered,
         reduced=reduced,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -67,24 +68,26 @@ def _load_whole(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGrou
         _check_architecture(path, {name: value.shape for name, value in weights.items()}, targets)
         for name, target in targets.items():
             fill(target, weights[name])
-    ema.load(load_safetensors(path / "ema.safetensors"))
+    averages = load_safetensors(path / "ema.safetensors")
+    _check_averages(path, averages.keys(), ema)
+    ema.load(averages)
     return load_safetensors(path / "optimizer.safetensors")
 
 
 def _load_shards(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:
     """Fill model and average from shards; returns what the optimiser needs, sharded as its parameters are."""
     found = layout(path / SHARDS)
-    targets = prefixed(model=model.state_dict(), ema=ema.shadow)
-    weights = {key: size for key, size in found.items() if not key.startswith("optimizer.")}
-    _check_architecture(path, weights, targets)
+    weights = prefixed(model=model.state_dict())
+    _check_architecture(path, {key: size for key, size in found.items() if key.startswith("model.")}, weights)
+    _check_averages(path, {key.removeprefix("ema.") for key in found if key.startswith("ema.")}, ema)
     moments = {}
-    for name in (key.removeprefix("optimizer.") for key in found if key not in weights):
+    for name in (key.removeprefix("optimizer.") for key in found if key.startswith("optimizer.")):
         parameter = parameter_of(optimizer, name)
         size = found[f"optimizer.{name}"]
         # Where the state is not this optimiser's, its shape says so to the one who takes it over.
         known = parameter is not None and parameter.shape == size
         moments[name] = torch.zeros_like(parameter) if known and parameter is not None else torch.zeros(size)
-    read({**targets, **prefixed(optimizer=moments)}, path / SHARDS, world)
+    read({**weights, **prefixed(ema=ema.shadow, optimizer=moments)}, path / SHARDS, world)
     return moments
 
 
@@ -92,6 +95,15 @@ def _check_architecture(path: Path, found: dict[str, torch.Size], targets: dict[
     report = compare(found, targets)
     if not report.exact:
         raise ValueError(f"{path}: the checkpoint is of another architecture: {report}")
+
+
+def _check_averages(path: Path, found: Set[str], ema: Ema) -> None:
+    """Check that all trained weights were trained before; averages of others, now frozen, are passed over."""
+    if missing := sorted(ema.shadow.keys() - found):
+        raise ValueError(
+            f"{path}: the checkpoint is of another training: {missing[0]} was frozen in it ({len(missing)} such weights "
+            f"are trained now); use another --out"
+        )
 
 
 def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
