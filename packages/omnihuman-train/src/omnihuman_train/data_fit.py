@@ -6,8 +6,49 @@ import math
 from collections.abc import Iterable
 
 from omnihuman_core.contracts import LatentSpec
-from omnihuman_train.data.manifest import MANIFEST, Bucket
+from omnihuman_train.data.manifest import MANIFEST, Bucket, SampleRecord
 from omnihuman_train.stage_config import StageConfig
+
+
+def check_frame_rate(config: StageConfig, records: Iterable[SampleRecord]) -> None:
+    """Check that all samples have the frame rate that the model will generate at.
+
+    Raises:
+        ValueError: one has another; motion and lips would run at the wrong speed.
+    """
+    wanted = config.generation.fps
+    others = [record for record in records if record.fps != wanted]
+    if others:
+        raise ValueError(
+            f"data: {len(others)} samples of {config.data} have another frame rate than generation.fps, {wanted:g}; "
+            f"the first is {others[0].key} ({others[0].source}) with {others[0].fps:g}: pack the clips with "
+            f"`omnihuman-train data pack --fps {wanted:g}` and encode them anew, or set generation.fps to that of the "
+            f"data"
+        )
+
+
+def check_latents(config: StageConfig, spec: LatentSpec) -> None:
+    """Check that the backbone takes the channels of the latents, and the pose guider their strides.
+
+    Raises:
+        ValueError: one does not; names the field.
+    """
+    checked = {
+        "backbone": {"latent_channels": spec.channels},
+        "pose_encoder": {"temporal_stride": spec.temporal_stride, "spatial_stride": spec.spatial_stride},
+    }
+    for name, wanted in checked.items():
+        kind, chosen = config.model.component(name)
+        resolved = chosen.resolve(kind)
+        for field, value in wanted.items():
+            # A component of another kind may not name it; what it takes is then its own affair.
+            found = getattr(resolved, field, value)
+            if found != value:
+                raise ValueError(
+                    f"data: the latents of {config.data} have {field} {value}, but model.{name} ({chosen.plugin}:"
+                    f"{chosen.preset}) has {found}; set {field} in model.{name}.changes, or encode the clips with "
+                    f"another --vae (`omnihuman-train data cache`)"
+                )
 
 
 def check_sizes(config: StageConfig, spec: LatentSpec, buckets: Iterable[Bucket]) -> None:

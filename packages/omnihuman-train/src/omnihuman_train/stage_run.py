@@ -15,7 +15,7 @@ from omnihuman_core.contracts import LossOutput
 from omnihuman_core.model_dir import load_component, read_index
 from omnihuman_core.ops.attention_choice import choose_ops
 from omnihuman_train.data.stream import FlowStream
-from omnihuman_train.data_fit import check_sizes
+from omnihuman_train.data_fit import check_frame_rate, check_latents, check_sizes
 from omnihuman_train.devices import check_device
 from omnihuman_train.distributed.activation_checkpoint import checkpoint_blocks
 from omnihuman_train.distributed.compile import compile_blocks
@@ -61,6 +61,8 @@ def run_stage(config: StageConfig, out: Path) -> None:
     world = join(config.run.parallel, config.run.device)
     # Before the weights are loaded, which takes long.
     sources = streams(config, world)
+    check_frame_rate(config, sources[0].data.records)
+    check_latents(config, sources[0].spec)
     check_sizes(config, sources[0].spec, sources[0].plan.sizes)
     check_encoders(config, made, sources[0].features())
     if world.main:
