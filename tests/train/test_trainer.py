@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from omnihuman_core.checkpoint import load_safetensors, save_safetensors
+from omnihuman_core.config import to_toml
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.checkpointing import save_checkpoint, step_generator
 from omnihuman_train.config import FlowConfig, OptimizerConfig, RunConfig
@@ -95,6 +96,35 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, latents: Path) -> None:
     again = train(tmp_path, latents, config)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("checkpoints/*/*")} == files
     assert all(torch.equal(again.shadow[key], value) for key, value in first.shadow.items())
+
+
+def test_a_run_is_not_given_out_as_a_shorter_one(tmp_path: Path, latents: Path) -> None:
+    train(tmp_path, latents, run_config())
+    with pytest.raises(ValueError, match="step_00000006: has 6 steps, but steps is 2; set it to 6 or more"):
+        train(tmp_path, latents, run_config(steps=2))
+
+
+def test_settings_that_changed_are_named_where_a_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(1, 1)
+
+    def run(steps: int, **changes: Any) -> list[str]:
+        config = run_config(steps=steps, precision="fp32", **changes)
+        caplog.clear()
+        fit(
+            model,
+            lambda model, batch: LossOutput(loss=model.weight.sum()),
+            lambda step: {},
+            config,
+            tmp_path,
+            resolved=to_toml(config),
+            title="toy",
+        )
+        return [record.getMessage() for record in caplog.records]
+
+    assert run(2) == run(2) == []
+    (line,) = run(4, seed=1, batch_size=8)
+    assert line.startswith(f"{tmp_path / 'checkpoints' / 'step_00000002'}: ")
+    assert "other settings: batch_size, seed, steps; the run goes on with those of now" in line
 
 
 def test_the_weights_move_and_the_average_follows(tmp_path: Path, latents: Path) -> None:

@@ -7,6 +7,7 @@ processes.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -24,7 +25,17 @@ from omnihuman_train.distributed.mesh import World
 from omnihuman_train.ema import Ema
 from omnihuman_train.optim import OptimizerGroup
 from omnihuman_train.optimizer_state import state_of
-from omnihuman_train.resuming import PREFIX, SHARDS, checkpoints, load_checkpoint, prefixed
+from omnihuman_train.resuming import (
+    PREFIX,
+    SHARDS,
+    changed_settings,
+    check_length,
+    checkpoints,
+    load_checkpoint,
+    prefixed,
+)
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,22 +55,33 @@ class Checkpoints:
         folder: Folder of the run's checkpoints.
         world: Processes of the run. Several write in threads, while training goes on.
         config: The resolved configuration, as TOML.
+        steps: Steps of the whole run.
         keep: Checkpoints to keep.
     """
 
-    def __init__(self, folder: Path, world: World, *, config: str, keep: int = 2) -> None:
-        self.folder, self._world, self._config, self._keep = folder, world, config, keep
+    def __init__(self, folder: Path, world: World, *, config: str, steps: int, keep: int = 2) -> None:
+        self.folder, self._world, self._config, self._steps, self._keep = folder, world, config, steps, keep
         self._writing: _Writing | None = None
 
     def restore(self, model: nn.Module, ema: Ema, optimizer: OptimizerGroup) -> int:
         """Go on from the newest checkpoint, if there is one; returns the number of steps done.
 
+        Settings that have changed since it was saved are logged.
+
         Raises:
-            ValueError: as :func:`load_checkpoint`.
+            ValueError: as :func:`load_checkpoint`, or it has more steps than the run.
         """
         # What the first process sees counts: a file system may show a new folder later elsewhere.
         done = self._world.gather([path.name for path in checkpoints(self.folder)])[0]
-        return load_checkpoint(self.folder / done[-1], model, ema, optimizer, self._world) if done else 0
+        if not done:
+            return 0
+        path = self.folder / done[-1]
+        check_length(path, self._steps)
+        if self._world.main and (names := changed_settings(path, self._config)):
+            _LOG.warning(
+                "%s: saved under other settings: %s; the run goes on with those of now", path, ", ".join(names)
+            )
+        return load_checkpoint(path, model, ema, optimizer, self._world)
 
     def save(self, step: int, model: nn.Module, ema: Ema, optimizer: OptimizerGroup) -> None:
         """Write a checkpoint of ``step`` steps done; of sharded weights, start to.

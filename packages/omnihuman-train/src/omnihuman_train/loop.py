@@ -77,7 +77,7 @@ def run_steps(
         title: Shown beside the progress bar.
         watchers: Told of every step, in order; closed at the end.
     """
-    checkpoints = Checkpoints(out / "checkpoints", world, config=resolved)
+    checkpoints = Checkpoints(out / "checkpoints", world, config=resolved, steps=config.steps)
     start = checkpoints.restore(*trained)
     log = MetricLog(out / "metrics.jsonl", start) if world.main else None
     saved = time.monotonic()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from omnihuman_core.checkpoint import load_safetensors
+from omnihuman_core.config import read_toml
 from omnihuman_train.distributed.checkpoint import compare, layout, read
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.distributed.shards import fill
@@ -40,10 +43,7 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: Optimizer
     Raises:
         ValueError: a file is broken, or the checkpoint belongs to another architecture or another optimiser.
     """
-    try:
-        state = json.loads((path / "state.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{path / 'state.json'}: broken ({error}); delete this checkpoint and run again") from error
+    state = _state(path)
     load = _load_shards if (path / SHARDS).is_dir() else _load_whole
     moments = load(path, model, ema, optimizer, world)
     numbers = {name: torch.tensor(value) for name, value in state.get("numbers", {}).items()}
@@ -52,6 +52,49 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: Optimizer
     except ValueError as error:
         raise ValueError(f"{path}: the checkpoint is of another optimiser ({error}); use another --out") from error
     return int(state["step"])
+
+
+def check_length(path: Path, steps: int) -> None:
+    """Check that a checkpoint is not of a longer run than this one.
+
+    Args:
+        path: The checkpoint.
+        steps: Steps of the whole run.
+
+    Raises:
+        ValueError: it has more steps: its weights would be given out as those of a shorter training.
+    """
+    if (done := int(_state(path)["step"])) > steps:
+        raise ValueError(
+            f"{path}: has {done} steps, but steps is {steps}; set it to {done} or more, or use another --out"
+        )
+
+
+def changed_settings(path: Path, resolved: str) -> list[str]:
+    """Dotted names of the settings that differ between those saved with a checkpoint and the ``resolved`` ones, as TOML.
+
+    Raises:
+        ValueError: the saved ones are broken.
+    """
+    saved, now = _settings(read_toml(path / "config.toml")), _settings(tomllib.loads(resolved))
+    return sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
+
+
+def _settings(table: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Values of a table and of the tables in it, by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{path}{key}"
+        found.update(_settings(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return found
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{path / 'state.json'}: broken ({error}); delete this checkpoint and run again") from error
+    return state
 
 
 def _load_whole(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:
