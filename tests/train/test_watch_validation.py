@@ -14,11 +14,12 @@ from omnihuman_core.contracts import LossOutput
 from omnihuman_core.model_dir import load_component
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.model import OmniModel
+from omnihuman_train.stages import Ratios
 from omnihuman_train.watch_validation import ValidationVideos, chosen_rows
 from omnihuman_train.watch_validation import decoder as open_decoder
 from omnihuman_train.watching import StepTiming
 
-from .models import SEGMENT, Recorder, flow_batches, toy_model
+from .models import SEGMENT, STAGES, Recorder, flow_batches, toy_model
 from .stage_toys import TINY
 
 TIMING = StepTiming(data_seconds=0.0, step_seconds=1.0, samples=8)
@@ -47,6 +48,7 @@ def videos(folder: Path, latents: Path, model: OmniModel, seen: list[Tensor], **
         "fps": 25.0,
         "world": World(device=torch.device("cpu")),
         "precision": "fp32",
+        "ratios": STAGES[-1].ratios,
     }
     return ValidationVideos(folder, **{**settings, **changes})
 
@@ -98,7 +100,7 @@ def test_the_same_noise_every_time_and_training_does_not_notice(tmp_path: Path, 
 def test_samples_have_every_condition_that_they_are_fit_for(latents: Path) -> None:
     batches = flow_batches(latents)
     batch = next(batch for batch in map(batches, range(20, 60)) if batch["pose_maps"] is not None)
-    rows = chosen_rows(batch, 10, torch.device("cpu"))
+    rows = chosen_rows(batch, 10, STAGES[-1].ratios, torch.device("cpu"))
     order = [i % 8 for i in range(10)]
     assert torch.equal(rows["keep"]["audio"], batch["has_audio"][order])
     assert bool(rows["keep"]["text"].all())
@@ -108,6 +110,25 @@ def test_samples_have_every_condition_that_they_are_fit_for(latents: Path) -> No
     wanted = [batch["pose_maps"][kept.index(i)] for i in order if i in kept]
     assert torch.equal(rows["pose_maps"], torch.stack(wanted))
     assert (rows["start"], rows["stop"], rows["motion_latents"]) == (0, SEGMENT.latent_frames, 0)
+
+
+def test_paths_that_were_not_trained_yet_are_not_shown(tmp_path: Path, latents: Path) -> None:
+    batch = next(batch for batch in map(flow_batches(latents), range(20, 60)) if batch["pose_maps"] is not None)
+    ratios = Ratios(text=0.9, audio=0.0, pose=0.0, reference=0.0)
+    rows = chosen_rows(batch, 8, ratios, torch.device("cpu"))
+    assert {name: bool(mask.any()) for name, mask in rows["keep"].items()} == {
+        "text": True,
+        "audio": False,
+        "pose": False,
+        "reference": False,
+    }
+    # The model is given the nulls of the encoders: other sound changes nothing.
+    seen: list[Tensor] = []
+    model = toy_model()
+    for factor in (1.0, 3.0):
+        louder = {**batch, "audio": batch["audio"] * factor}
+        videos(tmp_path, latents, model, seen, batch=lambda given=louder: given, ratios=ratios).write(5)
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:], strict=True))
 
 
 def test_a_clip_is_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,6 +225,7 @@ def _watchers(
                 fps=config.generation.fps,
                 world=world,
                 precision=config.run.precision,
+                ratios=config.stage.ratios,
             )
         )
     return found

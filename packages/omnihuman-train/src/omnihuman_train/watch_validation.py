@@ -18,6 +18,7 @@ from omnihuman_train.distributed.exchange import layout, same_parts
 from omnihuman_train.distributed.fsdp import loss_function
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.objective import condition
+from omnihuman_train.stages import Ratios
 from omnihuman_train.watching import StepTiming
 
 Batch = Mapping[str, Any]
@@ -29,7 +30,8 @@ _PIECE = 2
 class ValidationVideos:
     """Samples a few segments every some steps and writes them as mp4. A :class:`~omnihuman_train.watching.Watcher`.
 
-    It shows the weights of the moment, not their average, under all conditions that the samples have, without guidance.
+    It shows the weights of the moment, not their average, under all conditions that the samples have and that were
+    trained, without guidance.
     Of a sharded model every rank has to be given one, since all take part in a forward.
 
     Args:
@@ -44,6 +46,7 @@ class ValidationVideos:
         fps: Frames per second.
         world: Processes of the run.
         precision: ``bf16`` samples under autocast.
+        ratios: Keep ratios of the stage; a condition with 0 is dropped, since its path was never trained.
     """
 
     def __init__(
@@ -60,10 +63,12 @@ class ValidationVideos:
         fps: float,
         world: World,
         precision: str,
+        ratios: Ratios,
     ) -> None:
         self._folder, self._model, self._batch, self._decode = folder, model, batch, decode
         self._every, self._seeds, self._steps, self._shift = every, seeds, steps, sigma_shift
         self._fps, self._world, self._bf16 = fps, world, precision == "bf16"
+        self._ratios = ratios
         self._sample: Callable[[Batch], LossOutput] | None = None
         self._rows: Batch = {}
 
@@ -77,7 +82,7 @@ class ValidationVideos:
         if self._sample is None:
             # Now, not before: by the first step the model is where it stays, sharded or not.
             self._sample = loss_function(self._model, self._latents)
-            rows = chosen_rows(self._batch(), len(self._seeds), self._world.device)
+            rows = chosen_rows(self._batch(), len(self._seeds), self._ratios, self._world.device)
             self._rows = same_parts(rows, self._world.gather(layout(rows)), self._world.device)
         was_training = self._model.training
         self._model.eval()
@@ -138,10 +143,10 @@ def decoder(directory: str, device: torch.device, precision: str) -> Callable[[T
     return decode
 
 
-def chosen_rows(batch: Batch, count: int, device: torch.device) -> dict[str, Any]:
+def chosen_rows(batch: Batch, count: int, ratios: Ratios, device: torch.device) -> dict[str, Any]:
     """``count`` samples of a batch, taken in turn, at the beginning of their clips, with every condition they have.
 
-    A pose that the batch drew no maps for stays dropped.
+    A condition whose ratio is 0 is dropped, and a pose that the batch drew no maps for stays dropped.
     """
     samples = len(batch["latents"])
     rows = [number % samples for number in range(count)]
@@ -154,16 +159,17 @@ def chosen_rows(batch: Batch, count: int, device: torch.device) -> dict[str, Any
     with_pose = batch["keep"]["pose"].nonzero()[:, 0].tolist()
     maps = [batch["pose_maps"][with_pose.index(row)] for row in rows if row in with_pose]
     every = torch.ones(count, dtype=torch.bool)
+    fit = {
+        "text": every,
+        "audio": batch["has_audio"][rows].bool().cpu(),
+        "pose": batch["keep"]["pose"][rows].cpu(),
+        "reference": every,
+    }
     return {
         **chosen,
         "start": 0,
         "stop": batch["stop"] - batch["start"],
         "motion_latents": 0,
         "pose_maps": torch.stack(maps).to(device) if maps else None,
-        "keep": {
-            "text": every,
-            "audio": batch["has_audio"][rows].bool().cpu(),
-            "pose": batch["keep"]["pose"][rows].cpu(),
-            "reference": every,
-        },
+        "keep": {name: mask & (getattr(ratios, name) > 0) for name, mask in fit.items()},
     }
