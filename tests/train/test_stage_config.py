@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from omnihuman_core.config import from_table, override, to_toml
+from omnihuman_core.mmdit import MMDiT
 from omnihuman_train.init import InitConfig
 from omnihuman_train.lora import LoraSettings
 from omnihuman_train.recipes import stage1, stage2, stage3
@@ -61,6 +62,9 @@ def test_the_large_shape_is_what_init_makes_of_the_public_weights() -> None:
     assert (backbone.audio_dim, backbone.pose_channels) == (init.audio_dim, init.pose_channels)
     assert backbone.audio_blocks == tuple(range(60))
     assert backbone.segment_embedding is init.segment_embedding is True
+    # Decision 33: the velocities of training are those without guidance; converted for inference alone it is 6.
+    assert backbone.embedded_guidance == init.embedded_guidance == 1.0
+    assert MMDiT.presets["hunyuan_video"]().embedded_guidance == 6.0
     assert stage1.hunyuan_video().model.audio_encoder.preset == init.audio_encoder
 
 

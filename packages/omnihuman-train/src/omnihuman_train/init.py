@@ -1,7 +1,7 @@
 """From a pretrained text-to-video backbone to one that also takes audio, pose and a reference picture (paper 3.1).
 
 The new paths end in zeros, so that without audio, pose and reference, and at first with them too, the model gives what
-the base gives. Weights stream from file to file, one block in memory at a time.
+the base gives; a guidance-distilled base what it gives at the scale of its training. Weights stream from file to file, one block in memory at a time.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class InitConfig:
         pose_extractor: Preset of the skeleton drawing.
         pose_encoder: Preset of the pose guider.
         pose_channels: Channels of its features.
+        embedded_guidance: Guidance scale given to the embedding of a guidance-distilled base; other bases have none. 1
+            asks for velocities without guidance, which are what training teaches.
         segment_embedding: Add learned vectors that tell reference, motion and video tokens apart.
         temporal_stride: Pixel frames behind each latent frame of the VAE but the first.
         spatial_stride: Pixels behind one latent position along each side.
@@ -50,6 +52,7 @@ class InitConfig:
     pose_extractor: str = "full"
     pose_encoder: str = "tiny"
     pose_channels: int = 16
+    embedded_guidance: float = 1.0
     segment_embedding: bool = True
     temporal_stride: int = 4
     spatial_stride: int = 8
@@ -119,6 +122,7 @@ def _extended(base: ImportedComponent, config: InitConfig) -> ImportedComponent:
         pose_channels=config.pose_channels,
         reference=True,
         motion=True,
+        embedded_guidance=None if old.embedded_guidance is None else config.embedded_guidance,
         segment_embedding=old.segment_embedding or config.segment_embedding,
     )
     with torch.device("meta"):

@@ -28,6 +28,8 @@ def hunyuan_video() -> StageConfig:
         "audio_blocks": list(range(60)),
         "pose_channels": pose_channels,
         "segment_embedding": True,
+        # Training teaches velocities without guidance, and inference adds its own.
+        "embedded_guidance": 1.0,
     }
     stages = (Stage(name="text", steps=20_000, ratios=RATIOS),)
     return StageConfig(
