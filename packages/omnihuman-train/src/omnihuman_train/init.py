@@ -1,7 +1,8 @@
 """From a pretrained text-to-video backbone to one that also takes audio, pose and a reference picture (paper 3.1).
 
 The new paths end in zeros, so that without audio, pose and reference, and at first with them too, the model gives what
-the base gives; a guidance-distilled base what it gives at the scale of its training. Weights stream from file to file, one block in memory at a time.
+the base gives; a guidance-distilled base, what it gives at ``embedded_guidance``. Weights stream from file to file, one
+block in memory at a time.
 """
 
 from __future__ import annotations

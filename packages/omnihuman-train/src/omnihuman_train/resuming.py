@@ -71,7 +71,7 @@ def check_length(path: Path, steps: int) -> None:
 
 
 def changed_settings(path: Path, resolved: str) -> list[str]:
-    """Dotted names of the settings that differ between those saved with a checkpoint and the ``resolved`` ones, as TOML.
+    """Dotted names of the settings that differ between those saved with a checkpoint and those of ``resolved`` (TOML).
 
     Raises:
         ValueError: the saved ones are broken.
@@ -144,8 +144,8 @@ def _check_averages(path: Path, found: Set[str], ema: Ema) -> None:
     """Check that all trained weights were trained before; averages of others, now frozen, are passed over."""
     if missing := sorted(ema.shadow.keys() - found):
         raise ValueError(
-            f"{path}: the checkpoint is of another training: {missing[0]} was frozen in it ({len(missing)} such weights "
-            f"are trained now); use another --out"
+            f"{path}: the checkpoint is of another training: {missing[0]} was frozen in it ({len(missing)} such "
+            f"weights are trained now); use another --out"
         )
 
 
