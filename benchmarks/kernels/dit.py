@@ -51,7 +51,9 @@ def conditions(like: Tensor) -> tuple[Tensor, TextCondition]:
 
     tokens, pooled = draw(1, WORDS, CONFIG.text_dim or 0), draw(1, CONFIG.pooled_dim or 0)
     mask = torch.ones(1, WORDS, dtype=torch.bool, device=like.device)
-    return torch.full((1,), 0.5, device=like.device), TextCondition(tokens=tokens, mask=mask, pooled=pooled)
+    # Nothing is padded, as after the trimming that inference does: attention gets no mask.
+    text = TextCondition(tokens=tokens, mask=mask, pooled=pooled, padded=False)
+    return torch.full((1,), 0.5, device=like.device), text
 
 
 def own(latents: Tensor, kind: str) -> Tensor:

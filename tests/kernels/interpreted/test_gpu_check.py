@@ -314,6 +314,24 @@ def test_the_model_with_kernels_is_the_model_without(check, dit):
     assert check[0].compare(dit, dit.small, torch.float32) == ""
 
 
+@pytest.mark.parametrize("kind", ["eager", "triton"])
+def test_attention_over_the_whole_sequence_gets_no_mask(dit, monkeypatch, kind):
+    """What no padding needs would take the slower kernels, and only for ours."""
+    import dit as module
+
+    model, masks = module.own_model(kind, torch.float32), []
+
+    def seen(q, k, v, *, mask=None):
+        masks.append(mask)
+        return references.attention(q, k, v, mask)
+
+    for block in [*model.double_blocks, *model.single_blocks]:
+        monkeypatch.setattr(block, "ops", replace(block.ops, attention=seen))
+    (latents,) = dit.small()
+    module.own(latents, kind)
+    assert masks == [None, None]
+
+
 def test_diffusers_is_a_peer_where_it_is_installed(check, dit):
     pytest.importorskip("diffusers")
     row = check[0].measure(dit, "forward", 1e12)
