@@ -113,10 +113,33 @@ def test_a_loss_that_is_not_finite_names_its_samples(encoded: Path, tmp_path: Pa
     broken = replace(config, run=replace(config.run, optimizer=OptimizerConfig(lr=1e30, warmup_steps=0)))
     with pytest.raises(FloatingPointError):
         run_stage(broken, tmp_path / "out")
-    (note,) = [json.loads(path.read_text()) for path in (tmp_path / "out" / "guard").glob("*.json")][-1:]
+    note = json.loads((tmp_path / "out" / "guard" / "stopped_rank_0.json").read_text())
     known = {hashlib.sha1(str(number).encode()).hexdigest() for number in range(8)}
     assert len(note["keys"]) == 4
     assert set(note["keys"]) <= known
+
+
+def test_a_run_that_the_guard_stopped_does_not_start_again_by_itself(
+    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy(stage1.small(), encoded, None)
+    config = replace(config, run=replace(config.run, checkpoint_minutes=0.0))
+    # Every loss is a spike from the third on.
+    monkeypatch.setattr("omnihuman_train.watch_guard.LEAST_HISTORY", 2)
+    monkeypatch.setattr("omnihuman_train.watch_guard.LEAST_DEVIATION", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("omnihuman_train.watch_guard.NORMAL", -1e9)
+        with pytest.raises(FloatingPointError, match="step 2: the loss is .* a jump"):
+            run_stage(config, tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    # What torchrun does with a process that died.
+    with pytest.raises(ValueError, match=r"guard/stopped.json: the guard stopped this run \(step 2: the loss is"):
+        run_stage(config, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir()) == before
+    (tmp_path / "out" / "guard" / "stopped.json").unlink()
+    monkeypatch.setattr("omnihuman_train.watch_guard.NORMAL", 1e9)
+    run_stage(config, tmp_path / "out")
+    assert (tmp_path / "out" / "model").is_dir()
 
 
 def test_the_command_line_runs_a_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.watch import WatchConfig, watchers
 from omnihuman_train.watch_gpu import GpuMeter, peak_flops
-from omnihuman_train.watch_guard import LossGuard
+from omnihuman_train.watch_guard import LossGuard, check_not_stopped
 from omnihuman_train.watch_record import Recorder, RowSink, SpeedMeter, TerminalSink
 from omnihuman_train.watch_tensorboard import TensorBoardSink, WandbSink
 from omnihuman_train.watching import StepTiming
@@ -38,7 +38,7 @@ def test_healthy_losses_never_stop(tmp_path: Path) -> None:
         guard = LossGuard(tmp_path / "guard")
         for step, loss in enumerate(healthy(3000, seed=seed, spread=spread)):
             guard.step(step, output(loss, grad_norm=1.0), TIMING)
-    assert not (tmp_path / "guard").exists()
+    assert not list((tmp_path / "guard").glob("*.json"))
 
 
 @pytest.mark.parametrize("at", [60, 700])
@@ -75,6 +75,46 @@ def test_nothing_is_judged_before_there_is_a_history(tmp_path: Path) -> None:
     guard = LossGuard(tmp_path)
     for step in range(49):
         guard.step(step, output(1.0 if step % 7 else 9.0), TIMING)
+
+
+def test_a_run_that_goes_on_remembers_the_losses_before(tmp_path: Path) -> None:
+    losses = healthy(300)
+    first = LossGuard(tmp_path)
+    for step, loss in enumerate(losses):
+        first.step(step, output(loss), TIMING)
+    before = first.limit()
+    first.close()
+    with (tmp_path / "losses.jsonl").open("a") as file:
+        file.write('{"step": 300, "lo')
+    # On every rank; steps after the checkpoint are done anew.
+    for rank, start in ((1, 300), (0, 260)):
+        guard = LossGuard(tmp_path, rank=rank)
+        for step in range(start, 300):
+            guard.step(step, output(losses[step]), TIMING)
+        with pytest.raises(FloatingPointError, match="step 300: the loss is .* a jump"):
+            guard.step(300, output(6 * losses[299]), TIMING)
+        assert guard.limit() == before
+        guard.close()
+    unstopped = LossGuard(tmp_path / "other")
+    unstopped.step(300, output(1.0), TIMING)
+    assert unstopped.limit() == float("inf")
+
+
+def test_a_run_that_was_stopped_waits_for_somebody_to_look(tmp_path: Path) -> None:
+    check_not_stopped(tmp_path)
+    guard = LossGuard(tmp_path, keys=lambda: ["a"], rank=2)
+    guard.step(0, output(0.5), TIMING)
+    check_not_stopped(tmp_path)
+    guard.stopped("a jump")
+    assert json.loads((tmp_path / "stopped_rank_2.json").read_text())["keys"] == ["a"]
+    message = r"stopped.json: the guard stopped this run \(a jump\); look at the samples .* then delete .*stopped.json"
+    with pytest.raises(ValueError, match=message):
+        check_not_stopped(tmp_path)
+    (tmp_path / "stopped.json").write_text("")
+    with pytest.raises(ValueError, match="its note cannot be read"):
+        check_not_stopped(tmp_path)
+    (tmp_path / "stopped.json").unlink()
+    check_not_stopped(tmp_path)
 
 
 def test_a_loss_that_hardly_moves_may_move_a_little(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.stage_config import PARTS, StageConfig, check_start
 from omnihuman_train.trainer import fit
-from omnihuman_train.watch import watchers
-from omnihuman_train.watch_guard import LossGuard
+from omnihuman_train.watch import GUARD, watchers
+from omnihuman_train.watch_guard import LossGuard, check_not_stopped
 from omnihuman_train.watch_validation import ValidationVideos, decoder
 from omnihuman_train.watching import Watcher
 from omnihuman_train.workload import workload
@@ -50,12 +50,14 @@ def run_stage(config: StageConfig, out: Path) -> None:
         out: Folder of the run.
 
     Raises:
-        ValueError: the order of stages is not the paper's, or ``start``, VAE, data and sizes do not fit the
-            configuration.
+        ValueError: the order of stages is not the paper's, ``start``, VAE, data and sizes do not fit the configuration,
+            or the guard stopped the run before.
         FloatingPointError: the loss is not finite or jumped; the samples are named in ``out/guard``.
     """
     check_device(config.run.device, "run.device")
     check_start(config)
+    if config.watch.guard:
+        check_not_stopped(out / GUARD)
     made = data_recipe(config)
     frozen, vae = extractors(config, made), vae_directory(config, made)
     world = join(config.run.parallel, config.run.device)
@@ -87,7 +89,7 @@ def run_stage(config: StageConfig, out: Path) -> None:
         )
     except FloatingPointError as error:
         for guard in (watcher for watcher in watching if isinstance(watcher, LossGuard)):
-            guard.save("stopped", str(error))
+            guard.stopped(str(error))
         raise
     weights = ema.whole_state(model, keep=world.main)
     if world.main:

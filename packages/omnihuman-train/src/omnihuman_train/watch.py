@@ -15,6 +15,9 @@ from omnihuman_train.watch_record import Recorder, RowSink, Sink, SpeedMeter, Te
 from omnihuman_train.watch_tensorboard import TensorBoardSink, WandbSink
 from omnihuman_train.watching import Watcher
 
+# Folder of the guard in that of a run.
+GUARD = "guard"
+
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
@@ -83,9 +86,7 @@ def watchers(
     found: list[Watcher] = []
     if config.guard:
         found.append(
-            LossGuard(
-                out / "guard", deviations=config.spike_deviations, window=config.spike_window, keys=keys, rank=rank
-            )
+            LossGuard(out / GUARD, deviations=config.spike_deviations, window=config.spike_window, keys=keys, rank=rank)
         )
     if rank == 0:
         gpu = GpuMeter(device) if config.gpu else None

@@ -1,4 +1,8 @@
-"""Stops a run whose loss is not finite or jumps, and saves which samples it had last."""
+"""Stops a run whose loss is not finite or jumps, and saves which samples it had last.
+
+A run that was stopped does not start again by itself: who restarts processes that die would go on over the spike, with
+a guard that has forgotten the losses before it. So these are kept, and a file says that somebody has to look first.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.watching import StepTiming
@@ -18,6 +23,29 @@ LEAST_DEVIATION = 0.02
 LEAST_HISTORY = 50
 # The median absolute deviation of a normal distribution, times this, is its standard deviation.
 NORMAL = 1.4826
+# A run does not start while the first is there; the second has the losses of all steps, for a run that goes on.
+STOPPED, LOSSES = "stopped.json", "losses.jsonl"
+
+
+def check_not_stopped(folder: Path) -> None:
+    """Check that no guard has stopped the run before.
+
+    Args:
+        folder: The guard's.
+
+    Raises:
+        ValueError: one has, and nobody has deleted its note.
+    """
+    path = folder / STOPPED
+    if path.exists():
+        try:
+            reason = json.loads(path.read_text())["reason"]
+        except (ValueError, KeyError, TypeError):
+            reason = "its note cannot be read"
+        raise ValueError(
+            f"{path}: the guard stopped this run ({reason}); look at the samples that {folder}/stopped_rank_*.json "
+            f"name, then delete {path} to go on from the last checkpoint"
+        )
 
 
 class LossGuard:
@@ -28,6 +56,8 @@ class LossGuard:
     median. Nothing is judged in the first 50 steps. A spike does not join the losses that are looked back on.
 
     Ten deviations are far outside what batches differ by. A loss that climbs over hundreds of steps is no spike.
+
+    The losses of a run that goes on are those of before its first step: the first rank keeps them in ``losses.jsonl``.
 
     Args:
         folder: Where the samples of the step are named, in ``step_NNNNNNNN_rank_R.json``.
@@ -48,6 +78,8 @@ class LossGuard:
     ) -> None:
         self._folder, self._deviations, self._keys, self._rank = folder, deviations, keys, rank
         self._losses: deque[float] = deque(maxlen=window)
+        self._started = False
+        self._file: TextIO | None = None
 
     def step(self, step: int, output: LossOutput, timing: StepTiming) -> None:
         """Judge one step.
@@ -55,6 +87,8 @@ class LossGuard:
         Raises:
             FloatingPointError: the loss or the norm of its gradient is not finite, or the loss is a spike.
         """
+        if not self._started:
+            self._start(step)
         loss = float(output.loss)
         norm = float(output.metrics["grad_norm"]) if "grad_norm" in output.metrics else 0.0
         if not math.isfinite(loss):
@@ -65,6 +99,9 @@ class LossGuard:
         if loss > limit:
             self.stop(step, loss, f"the loss is {loss:.4g}, a jump: {limit:.4g} is the limit after the losses before")
         self._losses.append(loss)
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+            self._file.flush()
 
     def limit(self) -> float:
         """The loss from which on a step is a spike; infinite while too little is known."""
@@ -94,5 +131,33 @@ class LossGuard:
         path.write_text(json.dumps(note, indent=1) + "\n")
         return path
 
+    def stopped(self, reason: str) -> None:
+        """Name the samples that this rank had last, and keep the run from starting before somebody looked at them."""
+        self.save("stopped", reason)
+        # All ranks may come here at once, with the same reason.
+        partial = self._folder / f".{STOPPED}.{self._rank}.part"
+        partial.write_text(json.dumps({"reason": reason}) + "\n")
+        partial.replace(self._folder / STOPPED)
+
+    def _start(self, step: int) -> None:
+        """Take up the losses before ``step``; what came after them is done anew."""
+        path = self._folder / LOSSES
+        losses: dict[int, float] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                row = json.loads(line)
+                losses[row["step"]] = row["loss"]
+            except (ValueError, KeyError, TypeError):
+                # Half a line of a run that was killed.
+                continue
+        self._losses.extend(losses[number] for number in sorted(losses) if number < step)
+        if self._rank == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a")
+        self._started = True
+
     def close(self) -> None:
-        """Nothing is open."""
+        """Close the file of the losses."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
