@@ -182,8 +182,15 @@ def test_wandb_gets_the_same_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sink.write(20, {"loss": 0.5})
     sink.close()
     assert calls[0][1]["project"] == "omni"
-    assert calls[0][1]["id"] == "run7"
+    assert calls[0][1]["name"] == "run7"
     assert calls[1:] == [("log", ({"loss": 0.5}, 20)), ("finish", None)]
+    # The same run goes on; another of the same name is another.
+    for folder in (tmp_path / "run7", tmp_path / "other" / "run7"):
+        WandbSink("omni", folder)
+    first, _, _, again, other = (arguments for _, arguments in calls)
+    assert len(first["id"]) == 16
+    assert first["id"] == again["id"] != other["id"]
+    assert again["resume"] == "allow"
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +200,17 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
         watchers(WatchConfig(wandb="omni"), tmp_path)
     with pytest.raises(ValueError, match=r"pip install omnihuman-train\[tensorboard\]"):
         watchers(WatchConfig(tensorboard=True), tmp_path)
+
+
+UUID = "4e9b1c62-0000-1111-2222-333344445555"
+CUDA = torch.device("cuda", 1)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch sees two GPUs, and the second of them is the one that the management library has."""
+    found = {device: types.SimpleNamespace(uuid=uuid) for device, uuid in ((CUDA, UUID), (torch.device("cuda:0"), "0"))}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", found.__getitem__)
 
 
 class FakeNvml(types.SimpleNamespace):
@@ -205,8 +223,8 @@ class FakeNvml(types.SimpleNamespace):
 
     def nvmlInit(self) -> None: ...
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        if index:
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        if uuid != f"GPU-{UUID}":
             raise self.NVMLError("no such device")
         return 7
 
@@ -226,12 +244,28 @@ class FakeNvml(types.SimpleNamespace):
         return types.SimpleNamespace(gpu=97)
 
 
+@pytest.mark.usefixtures("gpus")
 def test_what_a_gpu_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())  # type: ignore[arg-type]
-    meter = GpuMeter()
+    meter = GpuMeter(CUDA)
     assert meter.read() == {"gpu/memory_gib": 3.0, "gpu/temperature_celsius": 64.0, "gpu/utilisation": 0.97}
     assert meter.peak_flops == 989e12
-    assert GpuMeter(1).read() == {}
+    assert GpuMeter(torch.device("cuda:0")).read() == {}
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_run_on_the_cpu_records_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())  # type: ignore[arg-type]
+    meter = GpuMeter(torch.device("cpu"))
+    assert (meter.read(), meter.peak_flops) == ({}, None)
+    for device, names in ((torch.device("cpu"), set()), (CUDA, {"gpu/memory_gib"})):
+        folder = tmp_path / device.type
+        folder.mkdir()
+        (recorder,) = watchers(WatchConfig(guard=False, every=1), folder, device=device)
+        recorder.step(0, output(1.0), TIMING)
+        recorder.close()
+        row = json.loads((folder / "watch.jsonl").read_text())
+        assert {name for name in row if name == "gpu/memory_gib"} == names
 
 
 def test_rates_go_by_the_name_of_the_device() -> None:
@@ -241,6 +275,7 @@ def test_rates_go_by_the_name_of_the_device() -> None:
     assert peak_flops("NVIDIA GeForce GT 710") is None
 
 
+@pytest.mark.usefixtures("gpus")
 def test_without_a_driver_a_meter_is_silent_and_asks_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,7 +288,7 @@ def test_without_a_driver_a_meter_is_silent_and_asks_once(
 
     for module in (NoDriver(), None):
         monkeypatch.setitem(sys.modules, "pynvml", module)  # type: ignore[arg-type]
-        meter = GpuMeter()
+        meter = GpuMeter(CUDA)
         assert [meter.read() for _ in range(3)] == [{}, {}, {}]
         assert meter.peak_flops is None
     assert asked == ["driver"]

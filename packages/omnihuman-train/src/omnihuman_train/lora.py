@@ -20,8 +20,8 @@ class LoraSettings:
         rank: Rank ``r`` of each update.
         alpha: The update is scaled by ``alpha / rank``.
         targets: Pattern that the whole name of a linear layer must match.
-        full: Pattern of parameters that are trained whole besides: the condition paths, which start fresh, with the vectors of
-            segments and of no text.
+        full: Pattern of parameters that are trained whole besides: the condition paths, which start fresh, with the
+            vectors of segments and of no text.
     """
 
     rank: int = 16

@@ -211,7 +211,7 @@ def _watchers(
         keys=objective.keys,
         rank=world.rank,
         world_size=world.size,
-        device=world.device.index or 0,
+        device=world.device,
     )
     if config.watch.validation_every:
         found.append(

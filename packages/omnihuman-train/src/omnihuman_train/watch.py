@@ -9,11 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from omnihuman_train.watch_gpu import GpuMeter
 from omnihuman_train.watch_guard import LossGuard
 from omnihuman_train.watch_record import Recorder, RowSink, Sink, SpeedMeter, TerminalSink
 from omnihuman_train.watch_tensorboard import TensorBoardSink, WandbSink
 from omnihuman_train.watching import Watcher
+
+_CPU = torch.device("cpu")
 
 # Folder of the guard in that of a run.
 GUARD = "guard"
@@ -27,7 +31,7 @@ class WatchConfig:
         every: Steps between two records.
         tensorboard: Write scalars for TensorBoard, into ``tensorboard/`` (extra ``tensorboard``).
         wandb: Project of Weights & Biases that the same scalars go to; None sends nothing anywhere.
-        gpu: Record memory, power, temperature and load of the NVIDIA GPU, where there is one.
+        gpu: Record memory, power, temperature and load of the NVIDIA GPU, if the run is on one.
         guard: Stop at a loss that is not finite, or that jumps.
         spike_deviations: How far over the median of the last losses a loss counts as a jump, in deviations.
         spike_window: Losses that median and deviation are taken of.
@@ -67,7 +71,7 @@ def watchers(
     keys: Callable[[], Sequence[str]] = list,
     rank: int = 0,
     world_size: int = 1,
-    device: int = 0,
+    device: torch.device = _CPU,
 ) -> list[Watcher]:
     """The watchers of one rank of a run, validation apart.
 
@@ -78,7 +82,7 @@ def watchers(
         keys: Gives the keys of the samples that this rank had last, for the guard.
         rank: Number of this rank; rank 0 alone writes records.
         world_size: Ranks.
-        device: Number of the GPU to record.
+        device: Device of this rank, whose state is recorded if it is a GPU.
 
     Raises:
         ValueError: a package that is asked for is not installed.

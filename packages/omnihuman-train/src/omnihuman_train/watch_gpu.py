@@ -6,6 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from omnihuman_train.gpus import GPUS
 
 # Words of a device's name; longer ones first.
@@ -25,18 +27,20 @@ def peak_flops(name: str) -> float | None:
 class GpuMeter:
     """State of one GPU; gives nothing, and costs nothing, where there is no NVIDIA driver or no ``nvidia-ml-py``.
 
-    A value that a device does not have (a laptop's power limit, a slice of a device) is left out.
+    A value that a device does not have (a laptop's power limit) is left out.
 
     Args:
-        index: Number of the GPU among those of the machine.
+        device: Device of the run; one that is no NVIDIA GPU gives nothing.
 
     Attributes:
         peak_flops: Nominal bf16 rate in flop/s of a device that is known, else None.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._nvml: Any = None
         self.peak_flops: float | None = None
+        if device.type != "cuda":
+            return
         try:
             # It ships no types.
             nvml: Any = import_module("pynvml")
@@ -44,7 +48,8 @@ class GpuMeter:
             return
         try:
             nvml.nvmlInit()
-            self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            # Torch counts the GPUs that CUDA_VISIBLE_DEVICES leaves, the library all of the machine.
+            self._handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
             name = nvml.nvmlDeviceGetName(self._handle)
         except nvml.NVMLError:
             return

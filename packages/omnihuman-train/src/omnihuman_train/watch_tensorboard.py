@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class WandbSink:
 
     Args:
         project: Name of the project.
-        folder: Folder of the run, whose name is the run's.
+        folder: Folder of the run, whose name is the run's; its id is kept there in ``wandb_id.txt``, so that a resumed
+            run goes on in the same curves, and no other folder of that name does.
 
     Raises:
         ValueError: ``wandb`` is not installed.
@@ -57,8 +59,8 @@ class WandbSink:
             wandb: Any = import_module("wandb")
         except ImportError:
             raise ValueError("watch.wandb needs its package: pip install omnihuman-train[wandb]") from None
-        # The folder's own name as id: a resumed run goes on in the same curves.
-        self._run = wandb.init(project=project, dir=str(folder), id=folder.resolve().name, resume="allow")
+        name = folder.resolve().name
+        self._run = wandb.init(project=project, dir=str(folder), id=_run_id(folder), name=name, resume="allow")
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Log the scalars of a step."""
@@ -67,3 +69,12 @@ class WandbSink:
     def close(self) -> None:
         """End the run."""
         self._run.finish()
+
+
+def _run_id(folder: Path) -> str:
+    """The id that a run has in its folder; drawn where it has none yet."""
+    note = folder / "wandb_id.txt"
+    if not note.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(secrets.token_hex(8))
+    return note.read_text()
