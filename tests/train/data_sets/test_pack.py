@@ -1,5 +1,6 @@
 """Packing: frames and sound at their moments, broken clips named, stopped runs that end in the same bytes."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,24 @@ def clips(tmp_path: Path) -> Path:
     write_clip(folder / "sub" / "c.mkv", frames=10)
     save_file({"keypoints": torch.full((10, 133, 3), 0.5)}, folder / "sub" / "c.pose.safetensors", {"fps": "25"})
     return folder
+
+
+def test_files_of_one_source_are_samples_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        write_clip(folder / f"{name}.mp4", frames=9)
+        (folder / f"{name}.json").write_text(json.dumps({"source": "https://example.org/film"}))
+    write_clip(folder / "d.mp4", frames=9)
+    for size in (1, 8):
+        out = tmp_path / f"shards of {size}"
+        assert pack(folder, out, PackConfig(frames=(9,), area=32 * 48, shard_size=size, licence="own")).samples == 4
+        records = ShardSet(out).records
+        assert sorted(record.source for record in records) == ["d.mp4", *["https://example.org/film"] * 3]
+        assert len({record.key for record in records}) == 4
+        # A clip that names no source has the key that it always had.
+        (known,) = [record.key for record in records if record.source == "d.mp4"]
+        assert known == hashlib.sha1(b"d.mp4\n0.000000\n0.360000").hexdigest()
 
 
 def test_notes_decide_what_a_clip_may_train(clips: Path, tmp_path: Path) -> None:

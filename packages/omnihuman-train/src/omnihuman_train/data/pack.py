@@ -109,8 +109,10 @@ class ClipMaker:
         if not licence:
             raise BrokenSampleError("no licence: write one into its notes, or give --licence for all clips without")
         source = clip_files.note(notes, "source", str, job.path)
+        # Several files may come from one place: its name alone would not tell them apart.
+        origin = source if source == job.path else f"{source}\n{job.path}"
         record = SampleRecord(
-            key=sample_key(source, job.start, bucket.frames / fps),
+            key=sample_key(origin, job.start, bucket.frames / fps),
             source=source,
             start=job.start,
             **bucket._asdict(),
@@ -184,9 +186,9 @@ def pack_clips(
     )
 
 
-def sample_key(source: str, start: float, seconds: float) -> str:
-    """sha1 of source and span, which names the sample's files."""
-    return hashlib.sha1(f"{source}\n{start:.6f}\n{seconds:.6f}".encode()).hexdigest()
+def sample_key(origin: str, start: float, seconds: float) -> str:
+    """sha1 of origin (what no other clip of the data set has) and span, which names the sample's files."""
+    return hashlib.sha1(f"{origin}\n{start:.6f}\n{seconds:.6f}".encode()).hexdigest()
 
 
 def fit_size(height: int, width: int, area: int, multiple: int) -> tuple[int, int]:
