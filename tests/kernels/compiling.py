@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from omnihuman_kernels import _launch
@@ -54,6 +55,20 @@ class Compiled:
 
     def count(self, pattern: str) -> int:
         return len(re.findall(pattern, self.sass))
+
+
+def warnings_of(kernel: Compiled) -> list[str]:
+    """What ptxas says about the matrix products of a kernel; a kernel from Triton's cache has not met it here."""
+    (target,) = re.findall(r"^\.target (sm_(\d+)\w*)", kernel.ptx, re.MULTILINE)
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(kernel.ptx)
+        tool = get_ptxas(int(target[1])).path
+        done = subprocess.run(
+            [tool, "-v", f"--gpu-name={target[0]}", ptx, "-o", ptx.with_suffix(".cubin")],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    return re.findall(r".*\bC75\d\d\b.*", done.stdout + done.stderr)
 
 
 def record(monkeypatch: Any, modules: list[ModuleType], arch: int, call: Callable[[], object]) -> list[Launched]:

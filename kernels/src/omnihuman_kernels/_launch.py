@@ -214,7 +214,7 @@ ATTENTION_TILES: dict[str, dict[str, dict[int, Tile]]] = {
         "plain": {128: _plain(64, 32, 4, 2), **_same(_plain(64, 64, 4, 2))},
     },
     "backward_kv": {
-        "hopper": {128: _tma(64, 128, 8, 2), **_same(_tma(64, 128, 8, 3))},
+        "hopper": {128: _tma(64, 128, 4, 2, warp_specialize=True), **_same(_tma(64, 128, 4, 3, warp_specialize=True))},
         "blackwell": {128: _tma(64, 128, 8, 2), **_same(_tma(64, 128, 8, 3))},
         "plain": {128: _plain(32, 64, 4, 2), **_same(_plain(64, 64, 4, 2))},
     },

@@ -78,6 +78,19 @@ def test_a_sample_without_keys_gives_zeros(passes):
     assert (joint_attention(q, k[:, :0], v[:, :0]) == 0).all()
 
 
+def test_masked_keys_with_infinite_weights_leave_zeros(passes):
+    """A key that does not count may have any score, far above the largest of those that do."""
+    q, k, v = (x.float() for x in make(1, 35, 41, 1, 16))
+    mask = torch.ones(1, 41, dtype=torch.bool)
+    mask[:, 3:9] = False
+    k[:, 3:9] = 50 * q[:, 3:9]
+    upstream = [torch.ones(1, 35, 1, 16)]
+    got, expected = (gradients(f, [q, k, v], upstream) for f in (
+        functools.partial(joint_attention, mask=mask), functools.partial(references.attention, mask=mask)
+    ))  # fmt: skip
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_documents_do_not_see_each_other(path, passes):
     torch.manual_seed(0)
     lengths, others = (5, 0, 34), (3, 2, 40)

@@ -98,7 +98,10 @@ def backward_kernel(
     TMA: tl.constexpr, WITH_DQ: tl.constexpr, REDUCE: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of keys and of its values; ``WITH_DQ`` also what the tile adds to that of every query."""
+    """Gradients of a tile of keys and of its values; ``WITH_DQ`` also what the tile adds to that of every query.
+
+    Without dq no mask is looked at: each row of dk and dv belongs to one key, and the caller clears the masked ones.
+    """
     first = tl.program_id(0) * BLOCK_N
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -124,9 +127,10 @@ def backward_kernel(
     k = load_rows(k_desc, k_start, first, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
     v = load_rows(v_desc, v_start, first, len_k, v_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
     keys = first + tl.arange(0, BLOCK_N)
-    counts = keys < len_k
-    if MASKED:
-        counts = tl.load(mask_ptr + batch * mask_stride_b + keys, mask=counts, other=0) != 0
+    if WITH_DQ:
+        counts = keys < len_k
+        if MASKED:
+            counts = tl.load(mask_ptr + batch * mask_stride_b + keys, mask=counts, other=0) != 0
 
     dk = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
     dv = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
@@ -142,7 +146,7 @@ def backward_kernel(
         weights = tl.exp2(scores - lse[None, :])
         # Keys past the end have score 0, whose weight may be infinite. Their rows of dk and dv are not stored, but dq
         # is a sum over keys.
-        if MASKED or WITH_DQ:
+        if WITH_DQ:
             weights = tl.where(counts[:, None], weights, 0.0)
         dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
         dweights = tl.dot(v, tl.trans(do), input_precision=PRECISION)

@@ -106,6 +106,9 @@ def _backward(
     delta = torch.empty_like(lse)
     heads, head_dim, scale = q.shape[2], q.shape[3], q.shape[3] ** -0.5
     inputs, statistics = (q, k, v, mask, cu_q, cu_k), (*lse.stride()[:2], 0 if mask is None else mask.stride(0))
+    # Each row of dk and dv is of one key, so without dq a mask may wait: in the kernel it makes some compilers spill.
+    mask_later = mask is not None and not together
+    in_kernel = None if mask_later else mask
     strides = (*do.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     sizes = (max_q, max_k, scale, scale * LOG2_E)
     sums = torch.empty_like(dq, dtype=torch.float32) if together else None
@@ -124,10 +127,15 @@ def _backward(
         )  # fmt: skip
     launch(
         backward_kernel, (triton.cdiv(max_k, second.block_n), heads, _documents(q, cu_q)), q,
-        do, *inputs, lse, delta, sums, dk, dv, *strides, *dq.stride()[:2], *dk.stride()[:2], *statistics, *sizes,
+        do, q, k, v, in_kernel, cu_q, cu_k, lse, delta, sums, dk, dv,
+        *strides, *dq.stride()[:2], *dk.stride()[:2], *statistics, *sizes,
         # The interpreter knows no sums through descriptors.
-        WITH_DQ=together, REDUCE=together and second.tma and not interpreting(), **_options(second, q, mask, cu_q),
+        WITH_DQ=together, REDUCE=together and second.tma and not interpreting(), **_options(second, q, in_kernel, cu_q),
     )  # fmt: skip
+    if mask_later:
+        dropped = ~mask[:, :, None, None]  # (B, M, 1, 1)
+        dk.masked_fill_(dropped, 0.0)
+        dv.masked_fill_(dropped, 0.0)
     return dq if sums is None else sums.to(q.dtype, copy=True), dk, dv
 
 
