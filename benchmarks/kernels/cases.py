@@ -35,7 +35,7 @@ class Case:
     Attributes:
         op: Name in reports.
         shape: What was run, for people.
-        make: Inputs in float32 on the GPU; the first ``differentiable`` of them get gradients.
+        make: Inputs on the GPU, in float32 or bfloat16; the first ``differentiable`` of them get gradients.
         ours: The op.
         reference: The formula in the precision of its inputs.
         cost: Forward and backward cost.
@@ -81,8 +81,8 @@ COPY = {("forward", "copy"): (0.75, 0.92), ("backward", "copy"): (0.60, 0.85)}
 
 def qk_norm_rope_cases() -> Iterator[Case]:
     def make() -> list[Tensor]:
-        # As slices of the packed projection.
-        q, k, _ = noise(1, LENGTH, 3, HEADS, HEAD_DIM).unbind(2)
+        # As slices of the packed projection, in its precision: a cast of a slice would close its gaps.
+        q, k, _ = noise(1, LENGTH, 3, HEADS, HEAD_DIM).bfloat16().unbind(2)
         angles = noise(LENGTH, HEAD_DIM // 2)
         return [q, k, 1 + 0.1 * noise(HEAD_DIM), 1 + 0.1 * noise(HEAD_DIM), angles.cos(), angles.sin()]
 

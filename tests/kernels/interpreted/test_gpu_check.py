@@ -64,6 +64,31 @@ def test_an_op_that_agrees_passes_and_a_wrong_one_does_not(check, capsys):
     assert "tensor" in gpu_check.compare(wrong, wrong.make, torch.float32)
 
 
+def test_q_and_k_are_measured_and_compared_as_slices_of_the_projection(check, monkeypatch):
+    gpu_check, _ = check
+    import cases
+
+    from omnihuman_core.ops import qk_norm_rope
+
+    monkeypatch.setattr(cases, "noise", torch.randn)
+    for name, value in {"LENGTH": 5, "HEADS": 2, "HEAD_DIM": 16}.items():
+        monkeypatch.setattr(cases, name, value)
+    packed = (5 * 3 * 2 * 16, 3 * 2 * 16, 16, 1)
+    seen = []
+
+    def ours(q, k, *others, **options):
+        seen.append((q.stride(), k.stride()))
+        return qk_norm_rope(q, k, *others, **options)
+
+    (described,) = cases.qk_norm_rope_cases()
+    described = replace(described, ours=functools.partial(ours, eps=cases.EPS), eager=None)
+    assert gpu_check.compare(described, described.make) == ""
+    for direction in ("forward", "backward"):
+        gpu_check.measure(described, direction, 1e12)
+    assert len(seen) >= 3
+    assert set(seen) == {(packed, packed)}
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_row_holds_the_floor_and_the_targets(check, direction):
     gpu_check, kind = check
