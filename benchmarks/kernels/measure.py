@@ -9,6 +9,9 @@ import torch
 
 GIB = 1 << 30
 
+# About 2 ms on current GPUs: long enough to launch the kernels of a block of plain torch.
+SLEEP_CYCLES = 4_000_000
+
 
 def copy_bandwidth() -> float:
     """Bytes a second, read plus written, of a copy of 1 GiB: what memory-bound kernels are measured against."""
@@ -21,14 +24,15 @@ def copy_bandwidth() -> float:
 def interleaved(functions: dict[str, Callable[[], object]], *, seconds: float) -> dict[str, float]:
     """Median seconds of each function.
 
-    The functions take turns, so that a change of clock speed meets all of them. Before each, a write of 256 MiB empties
-    the second-level cache.
+    The functions take turns, so that a change of clock speed meets all of them. Before each, a read of 256 MiB empties
+    the second-level cache; a write would leave lines there that the timed kernel has to write back. Then the GPU sleeps,
+    so that launches are over, or well ahead, when the clock starts.
 
     Args:
         functions: Name to function; each is called twice before it is timed.
         seconds: Time to spend on all of them together, roughly; at least three rounds are run.
     """
-    dirt = torch.empty(GIB // 4, dtype=torch.uint8, device="cuda")
+    dirt = torch.zeros(GIB // 4, dtype=torch.uint8, device="cuda")
     for function in functions.values():
         for _ in range(2):
             function()
@@ -43,7 +47,8 @@ def interleaved(functions: dict[str, Callable[[], object]], *, seconds: float) -
 
 
 def _once(function: Callable[[], object], dirt: torch.Tensor) -> float:
-    dirt.zero_()
+    dirt.sum()
+    torch.cuda._sleep(SLEEP_CYCLES)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     function()
