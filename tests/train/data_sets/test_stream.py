@@ -248,7 +248,10 @@ def test_a_shard_of_other_content_stops_with_its_name(data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": BatchConfig(batch_size=6), "world": 4}, "4 processes cannot share batches of 6 samples"),
+        (
+            {"batch": BatchConfig(batch_size=6), "world": 4},
+            "4 processes cannot share batches of 6 .* set run.batch_size, or stream.batch.multiple .* of 4 ",
+        ),
         ({"rank": 2, "world": 2}, "rank must be in"),
         ({"batch": BatchConfig(token_budget=40)}, "token_budget is 40, but 1 samples of .* have"),
         ({"licences": ("MIT",)}, "no sample has the licence 'MIT'"),

@@ -123,6 +123,7 @@ def check_world(plan: BatchPlan, rank: int, world: int) -> None:
     for bucket, size in plan.sizes.items():
         if size % world:
             raise ValueError(
-                f"{world} processes cannot share batches of {size} samples (bucket {bucket}); "
-                f"set data.multiple to a multiple of {world}"
+                f"{world} processes cannot share batches of {size} samples (bucket {bucket}); set run.batch_size, or "
+                f"stream.batch.multiple beside a token budget, to a multiple of {world} (data processes x "
+                f"run.accumulate)"
             )

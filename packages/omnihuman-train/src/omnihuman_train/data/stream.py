@@ -58,9 +58,9 @@ class StreamConfig:
 class FlowStream:
     """Batches of encoded clips for :class:`omnihuman_train.objective.FlowObjective`, for one rank.
 
-    Keys as in :class:`omnihuman_train.data.batches.FlowBatches`, with ``seeds`` (B,) int64, one for the noise of each
-    row, in the place of ``generator``, and ``key``, the names of the samples. Which frames a step takes is drawn for
-    the step; what is kept, for each row of the whole batch: neither depends on the number of processes.
+    Keys as in :class:`omnihuman_train.data.batches.FlowBatches`, and ``key``, the names of the samples. Which frames a
+    step takes is drawn for the step; what is kept and ``seeds``, for each row of the whole batch: none of it depends on
+    the number of processes.
 
     Args:
         data: Folder of an encoded data set.
