@@ -1,5 +1,8 @@
 """Learning-rate schedule, optimisers and the average of the weights, against closed forms."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -71,6 +74,17 @@ def test_muon_takes_the_matrices_of_blocks_and_moves_them_orthogonally() -> None
     spread = torch.linalg.svdvals(model.blocks[0].weight.detach() - before["blocks.0.weight"])
     assert spread.max() / spread.min() < 3
     assert torch.equal(model.frozen, before["frozen"])
+
+
+def test_adamw_needs_no_private_parts_of_torch() -> None:
+    code = (
+        "import sys, torch\n"
+        "sys.modules['torch.optim._muon'] = None\n"
+        "from omnihuman_train.config import OptimizerConfig\n"
+        "from omnihuman_train.optim import OptimizerGroup\n"
+        "OptimizerGroup(torch.nn.Linear(2, 2), OptimizerConfig())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_factor_scales_the_step_and_gradients_are_cleared() -> None:

@@ -10,7 +10,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from omnihuman_train.config import OptimizerConfig
-from omnihuman_train.distributed.muon import ShardedMuon
 
 Named = tuple[str, nn.Parameter]
 
@@ -34,6 +33,9 @@ class OptimizerGroup:
         rest = [_group(embeddings + vectors, 0.0), *([] if config.name == "muon" else [_group(matrices, decay)])]
         self.optimizers.append(torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True))
         if config.name == "muon" and matrices:
+            # Made of private parts of torch, which a run without it shall not depend on.
+            from omnihuman_train.distributed.muon import ShardedMuon
+
             kind = ShardedMuon if isinstance(matrices[0][1], DTensor) else torch.optim.Muon
             self.optimizers.append(kind([_group(matrices, decay)], lr=config.muon_lr, adjust_lr_fn="match_rms_adamw"))
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
