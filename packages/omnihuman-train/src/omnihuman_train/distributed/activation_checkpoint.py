@@ -39,7 +39,7 @@ def checkpoint_blocks(model: nn.Module, mode: CheckpointMode) -> None:
         ValueError: an unknown mode.
     """
     if mode not in ("none", "selective", "full"):
-        raise ValueError(f"parallel.activation_checkpoint must be none, selective or full, got {mode!r}")
+        raise ValueError(f"activation_checkpoint must be none, selective or full, got {mode!r}")
     if mode == "none":
         return
     for block in blocks_of(model):
