@@ -109,6 +109,37 @@ def test_a_peer_that_cannot_run_is_noted(check):
     assert row["refused"] == {"cudnn": "RuntimeError: no such backend"}
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_compiled_peers_keep_what_the_next_backward_needs(check, monkeypatch, direction):
+    """Compiled code reuses the memory of what it saved, and refuses a second backward, unless it is told not to."""
+    import torch._functorch.config as settings
+
+    gpu_check, kind = check
+    seen = []
+    monkeypatch.setattr(settings, "donated_buffer", True)
+
+    def compiled(*inputs):
+        seen.append(settings.donated_buffer)
+        return references.gated_residual(*inputs, segments=SEGMENTS)
+
+    gpu_check.measure(case(kind, compiled=compiled), direction, copy=1e6)
+    # Compilation is done by the first call; later ones only time it.
+    assert seen[0] is False
+    assert settings.donated_buffer is True
+
+
+def test_the_compiled_peer_of_norm_and_rotation_is_the_eager_op(check):
+    import cases
+
+    torch.manual_seed(0)
+    q, k, _ = torch.randn(2, 5, 3, 2, 16).unbind(2)
+    angles, weights = torch.randn(5, 8), torch.randn(2, 16)
+    inputs = (q, k, *weights, angles.cos(), angles.sin())
+    expected = cases.EAGER.qk_norm_rope(*inputs, eps=cases.EPS)
+    torch.testing.assert_close(cases.real_qk_norm_rope(*inputs, eps=cases.EPS), expected)
+    assert next(cases.qk_norm_rope_cases()).compiled.func is cases.real_qk_norm_rope
+
+
 def test_a_red_op_shows_no_speed(check, tmp_path, monkeypatch):
     gpu_check, kind = check
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU 80GB")
@@ -221,6 +252,14 @@ def test_no_tile_of_a_red_attention_is_timed(run_group, ours, tiles):
     rows = run_group(description, group="attention")
     assert any(row["status"] == "alternative" for row in rows) == tiles
     assert any("seconds" in row for row in rows) == tiles
+
+
+def test_a_missing_peer_is_named_even_without_a_target(run_group):
+    def broken(*args):
+        raise RuntimeError("no such backend")
+
+    row = run_group(plain("good", peers={"cudnn": broken}, targets={}))[-1]
+    assert (row["status"], row["against"], row["problem"]) == ("skipped", "cudnn", "RuntimeError: no such backend")
 
 
 def test_a_peer_with_a_target_that_is_missing_is_skipped_by_name(run_group, check):
