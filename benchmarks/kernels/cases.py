@@ -292,9 +292,9 @@ def packed_attention_cases() -> Iterator[Case]:
     )
 
 
-# Other tiles for heads of 128, by kind, the most promising first: measured next to what the table has, so that the table
-# can be corrected, and what attention falls back on where the table's are wrong. Those of "backward" run in one pass,
-# next to the table's two; the first spills 152 bytes under triton 3.6, the others nothing.
+# Other tiles for heads of 128, by kind, the most promising first: measured next to what the table has, so that it can be
+# corrected, and what attention falls back on where the table's are wrong. Those of "backward" run in one pass, next to
+# the table's two; the first spills 152 bytes under triton 3.6, the others nothing.
 ALTERNATIVES = {
     "backward_kv": [
         _launch.Tile(block_m=64, block_n=128, num_warps=4, num_stages=2, tma=True, warp_specialize=True),

@@ -25,8 +25,8 @@ def interleaved(functions: dict[str, Callable[[], object]], *, seconds: float) -
     """Median seconds of each function.
 
     The functions take turns, so that a change of clock speed meets all of them. Before each, a read of 256 MiB empties
-    the second-level cache; a write would leave lines there that the timed kernel has to write back. Then the GPU sleeps,
-    so that launches are over, or well ahead, when the clock starts.
+    the second-level cache; a write would leave lines there that the timed kernel has to write back. Then the GPU
+    sleeps, so that launches are over, or well ahead, when the clock starts.
 
     Args:
         functions: Name to function; each is called twice before it is timed.

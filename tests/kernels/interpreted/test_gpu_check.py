@@ -110,22 +110,22 @@ def test_a_peer_that_cannot_run_is_noted(check):
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_compiled_peers_keep_what_the_next_backward_needs(check, monkeypatch, direction):
+def test_compiled_peers_keep_what_the_next_backward_needs(check, direction):
     """Compiled code reuses the memory of what it saved, and refuses a second backward, unless it is told not to."""
     import torch._functorch.config as settings
 
     gpu_check, kind = check
     seen = []
-    monkeypatch.setattr(settings, "donated_buffer", True)
 
     def compiled(*inputs):
         seen.append(settings.donated_buffer)
         return references.gated_residual(*inputs, segments=SEGMENTS)
 
-    gpu_check.measure(case(kind, compiled=compiled), direction, copy=1e6)
-    # Compilation is done by the first call; later ones only time it.
-    assert seen[0] is False
-    assert settings.donated_buffer is True
+    with settings.patch(donated_buffer=True):
+        gpu_check.measure(case(kind, compiled=compiled), direction, copy=1e6)
+        # Compilation is done by the first call; later ones only time it.
+        assert seen[0] is False
+        assert settings.donated_buffer is True
 
 
 def test_the_compiled_peer_of_norm_and_rotation_is_the_eager_op(check):
