@@ -20,8 +20,9 @@ from omnihuman_train.data.batches import VideoBatches
 from omnihuman_train.data.clips import render_clips
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.model import build
-from omnihuman_train.recipes.vae import base, small
-from omnihuman_train.vae_run import VAETrainConfig, build_objective, check, run_vae
+from omnihuman_train.recipes.vae import base, natural, small
+from omnihuman_train.vae_config import VAETrainConfig, check
+from omnihuman_train.vae_run import build_objective, run_vae
 from omnihuman_vae import CausalVideoVAE, presets
 
 RECIPE = replace(small(), run=replace(small().run, steps=6, log_every=1, checkpoint_minutes=0.0))
@@ -32,6 +33,7 @@ GAME = DiscriminatorConfig(start=1, adversarial_start=3, optimizer=OptimizerConf
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vae") / "clips"
+    assert RECIPE.clips is not None
     render_clips(RECIPE.clips, folder, progress=lambda count: None)
     return folder
 
@@ -250,6 +252,7 @@ def test_the_recipe_runs_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
     with pytest.warns(UserWarning, match="no perceptual term"):
         assert main(command) == 0
     config = from_table(VAETrainConfig, read_toml(tmp_path / "config.toml"))
+    assert config.clips is not None
     assert (config.run.steps, config.clips.clips, config.discriminator.start) == (2, (2, 1), 0)
     vae = build("video_vae", "causal", "tiny")
     vae.load_state_dict(load_safetensors(tmp_path / "vae" / "final.safetensors"))
@@ -265,7 +268,8 @@ def test_recipes_are_whole_and_survive_toml() -> None:
     for recipe in (base(), small()):
         check(recipe)
         assert from_table(VAETrainConfig, tomllib.loads(to_toml(recipe))) == recipe
-    assert base().preset == "base"
+    assert from_table(VAETrainConfig, tomllib.loads(to_toml(natural()))) == natural()
+    assert base().preset == natural().preset == "base"
     assert 0 < base().discriminator.start < base().discriminator.adversarial_start < base().run.steps
 
 

@@ -14,7 +14,7 @@ import torch
 
 from omnihuman_core.checkpoint import save_safetensors
 from omnihuman_train.config import FlowConfig, OptimizerConfig, ParallelConfig, RunConfig
-from omnihuman_train.distributed.fsdp import first_builds, gathered
+from omnihuman_train.distributed.fsdp import first_builds, loss_function
 from omnihuman_train.distributed.mesh import join
 from omnihuman_train.distributed.shards import whole
 from omnihuman_train.model import OmniModel
@@ -120,8 +120,8 @@ def train(
     )
     # Every process may use the model after training, as validation does.
     example = next(iter(sources))(3)
-    with gathered(trained):
-        after = objective(trained, {**example, "pose_maps": None}).loss.item()
+    with torch.no_grad():
+        after = loss_function(trained, objective)({**example, "pose_maps": None}).loss.item()
     assert torch.isfinite(torch.tensor(after))
     averages = ema.whole_state(trained, keep=world.main)
     weights = {name: whole(value) for name, value in trained.state_dict().items()}
@@ -202,14 +202,27 @@ def vae(out: str, clips: str, *, minutes: float = 60.0, stop: int | None = None,
         save_safetensors(ema.whole_state(trained), folder / "ema.safetensors")
 
 
-def vae_recipe(out: str, *, parts: Sequence[str]) -> None:
-    """Two steps of the VAE's small recipe in ``out``."""
-    from omnihuman_train.recipes.vae import small
-    from omnihuman_train.vae_run import run_vae, shortened
+def vae_recipe(out: str, *, parts: Sequence[str], data: str | None = None) -> None:
+    """Two steps of the VAE's small recipe in ``out``, on drawn clips or on the packed ones in ``data``."""
+    import torch.distributed as dist
 
+    from omnihuman_train import vae_run
+    from omnihuman_train.recipes.vae import small
+    from omnihuman_train.vae_config import shortened
+
+    measure = vae_run.latent_statistics
+
+    def measured(*arguments: Any, **named: Any) -> Any:
+        # The others would wait, or give up, as long as this takes.
+        assert not dist.is_initialized()
+        return measure(*arguments, **named)
+
+    vae_run.latent_statistics = measured
     torch.set_num_threads(1)
     config = shortened(small(), 2)
-    run_vae(replace(config, clips=replace(config.clips, clips=(2, 1))), Path(out), parts)
+    assert config.clips is not None
+    clips = replace(config.clips, clips=(2, 1)) if data is None else None
+    vae_run.run_vae(replace(config, clips=clips, data=data), Path(out), parts)
 
 
 def wrap(out: str, world: int, preset: str) -> None:
@@ -219,7 +232,8 @@ def wrap(out: str, world: int, preset: str) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from omnihuman_core.mmdit import MMDiT
-    from omnihuman_train.distributed.fsdp import rank_memory, shard
+    from omnihuman_train.distributed.fsdp import shard
+    from omnihuman_train.distributed.shards import local
     from omnihuman_train.memory import weight_memory
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
@@ -231,7 +245,7 @@ def wrap(out: str, world: int, preset: str) -> None:
     shard(made, join(ParallelConfig(), "cpu"))
     sharded = [isinstance(p, DTensor) and p.placements[0].is_shard() for p in made.parameters()]
     held = sum(p.to_local().numel() for p in made.parameters() if isinstance(p, DTensor))
-    memory = vars(rank_memory(made))
+    held_bytes = sum(local(value).nbytes for value in (*made.parameters(), *made.buffers()))
     Path(out).write_text(
         json.dumps(
             {
@@ -239,7 +253,7 @@ def wrap(out: str, world: int, preset: str) -> None:
                 "all": all(sharded),
                 "held": held,
                 "blocks": largest[-2:],
-                "memory": memory,
+                "held_bytes": held_bytes,
                 "planned": planned,
             }
         )

@@ -9,6 +9,7 @@ import torch
 from omnihuman_core.checkpoint import load_safetensors
 from omnihuman_core.model_dir import load_component
 from omnihuman_train.data.clips import render_clips
+from omnihuman_train.data.pack_characters import pack_characters
 from omnihuman_train.recipes.vae import small
 from omnihuman_train.resuming import checkpoints
 
@@ -19,7 +20,9 @@ from .ranks import Server
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vae") / "clips"
-    render_clips(small().clips, folder, progress=lambda count: None)
+    drawn = small().clips
+    assert drawn is not None
+    render_clips(drawn, folder, progress=lambda count: None)
     return folder
 
 
@@ -96,3 +99,12 @@ def test_the_recipe_leaves_one_model_directory(tmp_path: Path, ranks: Server) ->
     assert (vae.latents_std != 1).all()
     for error in ranks.run(3, "vae_recipe", out=str(tmp_path), parts=["vae"]):
         assert "run.batch_size 2 must be a multiple of the 3 processes" in error
+
+
+def test_the_recipe_shares_packed_clips(tmp_path: Path, ranks: Server) -> None:
+    data = tmp_path / "clips"
+    pack_characters(data, count=3, frames=9, sizes=[(32, 32)], shard_size=2, progress=lambda count: None)
+    assert ranks.run(2, "vae_recipe", out=str(tmp_path / "run"), parts=["vae"], data=str(data)) == ["", ""]
+    assert (load_component(tmp_path / "run" / "model", "vae").latents_std != 1).any()
+    (last,) = checkpoints(tmp_path / "run" / "vae" / "checkpoints")
+    assert last.name == "step_00000002"

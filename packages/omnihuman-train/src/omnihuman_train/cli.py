@@ -48,24 +48,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from omnihuman_train import runs, stage_config, vae_run
+    from omnihuman_train import runs, stage_config, vae_config, vae_run
     from omnihuman_train.config import TrainConfig
     from omnihuman_train.parts import PARTS
 
-    kinds = (TrainConfig, stage_config.StageConfig, vae_run.VAETrainConfig)
+    kinds = (TrainConfig, stage_config.StageConfig, vae_config.VAETrainConfig)
     config = read_recipe(arguments, kinds, "a TrainConfig, a StageConfig or a VAETrainConfig")
     if isinstance(config, stage_config.StageConfig):
         _run_stage(config, arguments)
         return
-    known = list(PARTS if isinstance(config, TrainConfig) else vae_run.PARTS)
-    parts = known if arguments.parts is None else arguments.parts.split(",")
+    known = list(PARTS if isinstance(config, TrainConfig) else vae_config.PARTS)
+    # A run on packed clips renders none.
+    default = known if isinstance(config, TrainConfig) else list(config.parts)
+    parts = default if arguments.parts is None else arguments.parts.split(",")
     if unknown := [part for part in parts if part not in known]:
         raise ValueError(f"--parts: unknown {unknown}; known are {known}")
     if isinstance(config, TrainConfig):
         config = config if arguments.trial is None else runs.shortened(config, arguments.trial)
         runs.run(config, arguments.out, parts)
     else:
-        config = config if arguments.trial is None else vae_run.shortened(config, arguments.trial)
+        config = config if arguments.trial is None else vae_config.shortened(config, arguments.trial)
         vae_run.run_vae(config, arguments.out, parts)
 
 

@@ -17,13 +17,14 @@ from omnihuman_core.ops import choose_ops
 from omnihuman_core.plugins import plugin
 from omnihuman_train.config import ClipsConfig, RunConfig, TrainConfig
 from omnihuman_train.data.batches import FlowBatches, Shared, VideoBatches
-from omnihuman_train.data.cached import Shards, bucket_folders, shard_paths
+from omnihuman_train.data.cached import bucket_folders
 from omnihuman_train.data.characters import FRAME_RATE
-from omnihuman_train.data.clips import from_bytes, render_clips
+from omnihuman_train.data.clips import render_clips
 from omnihuman_train.data.latents import encode_clips
 from omnihuman_train.distributed.fsdp import first_builds
 from omnihuman_train.distributed.mesh import World, join
 from omnihuman_train.export import export
+from omnihuman_train.latent_statistics import latent_statistics, rendered_clips
 from omnihuman_train.model import OmniModel, build
 from omnihuman_train.objective import FlowObjective
 from omnihuman_train.progress import CountingBar
@@ -56,7 +57,7 @@ def train_vae(config: TrainConfig, out: Path) -> None:
     if world.main:
         trained = build("video_vae", "causal", config.preset).eval()
         trained.load_state_dict(weights)
-        trained.set_latent_statistics(*latent_statistics(trained, out / "clips"))
+        trained.set_latent_statistics(*latent_statistics(trained, rendered_clips(out / "clips")))
         weights = dict(trained.state_dict())
     _save(weights, "vae", out, world)
 
@@ -159,18 +160,6 @@ def shares(batches: Shared, world: World, config: RunConfig) -> list[Shared]:
     return [batches.part(world.data_rank * count + i, world.data_size * count) for i in range(count)]
 
 
-@torch.no_grad()
-def latent_statistics(vae: Any, clips: Path, *, count: int = 32) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each latent channel, ``(C,)`` each, over ``count`` clips of every size bucket."""
-    values = []
-    for folder in bucket_folders(clips):
-        video = Shards(shard_paths(folder)[:1], ("video",)).tensors["video"][:count]
-        means = torch.cat([vae.posterior(from_bytes(clip[None])).mean for clip in video])  # (N, C, t, h, w)
-        values.append(means.movedim(1, -1).flatten(0, -2))
-    stacked = torch.cat(values).float()
-    return stacked.mean(0), stacked.std(0)
-
-
 def load_vae(config: TrainConfig, out: Path, part: str = "vae") -> Any:
     """The VAE that a part of a run, ``vae`` or ``decoder``, has trained, in ``eval`` mode."""
     vae = build("video_vae", "causal", config.preset)
@@ -213,8 +202,8 @@ def check_encoded_by(vae: Any, latents: Path) -> None:
 
 
 @contextmanager
-def counted(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar; yields the function that advances it."""
+def counted(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar, without an end where ``total`` is None; yields the function that advances it."""
     with CountingBar() as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
