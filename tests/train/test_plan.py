@@ -254,8 +254,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from omnihuman_train.config import ParallelConfig
-from omnihuman_train.distributed.fsdp import rank_memory, shard
+from omnihuman_train.distributed.fsdp import shard
 from omnihuman_train.distributed.mesh import join
+from omnihuman_train.distributed.shards import local
 from omnihuman_train.recipes import stage3
 from omnihuman_train.workload import workload
 
@@ -263,7 +264,9 @@ dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=64)
 model = workload(stage3.hunyuan_video()).model
 shard(model, join(ParallelConfig(), "cpu"))
 assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-print(json.dumps(vars(rank_memory(model))))
+trained = sum(local(parameter).nbytes for parameter in model.parameters())
+held = trained + sum(local(buffer).nbytes for buffer in model.buffers())
+print(json.dumps({"weights": held, "gradients": trained, "moments": 2 * trained, "average": trained}))
 """
 
 

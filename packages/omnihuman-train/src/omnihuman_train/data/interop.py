@@ -1,7 +1,8 @@
 """The same shards through the ``webdataset`` library, for pipelines that are built on it.
 
-It is installed with this package, but training and packing never import it: they read and write plain tars. Shards are checked against the index by size, names of shards are never URLs, and members are
-decoded here: the library's own decoder would unpickle.
+It is installed with this package, but training and packing never import it: they read and write plain tars. Shards are
+checked against the index by size, names of shards are never URLs, and members are decoded here: the library's own
+decoder would unpickle.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from omnihuman_train.distributed.activation_checkpoint import blocks_of
 from omnihuman_train.distributed.exchange import Batch
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.distributed.sequence_parallel import parallelize_sequence
-from omnihuman_train.distributed.shards import fill, local
+from omnihuman_train.distributed.shards import fill
 
 
 def first_builds(world: World) -> AbstractContextManager[Any]:
@@ -115,61 +114,3 @@ def loss_function(model: nn.Module, objective: Callable[[Any, Batch], LossOutput
     register_fsdp_forward_method(model, name)
     computed: Callable[[Batch], LossOutput] = getattr(model, name)
     return computed
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Lets a placed model be used outside of training, without gradients; all processes must do the same in it."""
-    with torch.no_grad():
-        if isinstance(model, FSDPModule):
-            model.unshard()
-        try:
-            yield
-        finally:
-            if isinstance(model, FSDPModule):
-                model.reshard()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankMemory:
-    """Bytes of one process for a model that is trained, its activations apart.
-
-    Attributes:
-        weights: Its shard of the fp32 weights and of the buffers.
-        gradients: Its shard of their gradients.
-        moments: Its shard of AdamW's two moments.
-        average: Its shard of the averaged weights.
-        gathered: Whole weights at the same time, at most: those outside blocks, and the two largest blocks (one
-            computes, the next is on its way).
-    """
-
-    weights: int
-    gradients: int
-    moments: int
-    average: int
-    gathered: int
-
-    @property
-    def total(self) -> int:
-        """Sum of all."""
-        return self.weights + self.gradients + self.moments + self.average + self.gathered
-
-
-def rank_memory(model: nn.Module, *, bytes_per_gathered: int = 2) -> RankMemory:
-    """Memory of this process for a sharded model, on ``meta`` or real.
-
-    Args:
-        model: What :func:`shard` has sharded.
-        bytes_per_gathered: Bytes of an entry of a gathered weight: 2 for bf16, 4 for fp32.
-    """
-    trained = sum(local(p).nbytes for p in model.parameters() if p.requires_grad)
-    held = sum(local(value).nbytes for value in tensors_of(model).values())
-    blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]
-    outside = sum(p.numel() for p in model.parameters()) - sum(blocks)
-    return RankMemory(
-        weights=held,
-        gradients=trained,
-        moments=2 * trained,
-        average=sum(4 * local(p).numel() for p in model.parameters()),
-        gathered=bytes_per_gathered * (outside + sum(sorted(blocks)[-2:])),
-    )
