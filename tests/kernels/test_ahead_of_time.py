@@ -144,6 +144,8 @@ def test_attention_on_hopper(monkeypatch, head_dim, options):
         assert_fits(name, kernel, 90)
         assert kernel.count("UTMALDG"), name
         assert_products_overlap(name, kernel)
+        # The scale of a score and the subtraction before its exponential are one instruction.
+        assert kernel.count(r"\bFFMA\b") >= kernel.count(r"MUFU\.EX2"), name
         if name in WITH_PRODUCER and not (name == "forward_kernel" and options.get("masked")):
             assert_has_producer(name, kernel)
 

@@ -44,19 +44,20 @@ def forward_kernel(
     end = tl.where(first < len_q, len_k, 0)
     for start in tl.range(0, end, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
         k = load_rows(k_desc, k_start, start, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         keys = start + tl.arange(0, BLOCK_N)
         counts = keys < len_k
         if MASKED:
             counts = counts & (tl.load(mask_ptr + batch * mask_stride_b + keys, mask=counts, other=0) != 0)
         scores = tl.where(counts[None, :], scores, float("-inf"))
-        better = tl.maximum(best, tl.max(scores, axis=1))
+        # The scale is positive, so it may wait: for the maximum one product a row, below none beside the subtraction.
+        better = tl.maximum(best, tl.max(scores, axis=1) * scale_log2)
         if MASKED:
             # A row may not have seen a key yet, and -inf - -inf is not a number.
             offset = tl.where(better == float("-inf"), 0.0, better)
         else:
             offset = better
-        weights = tl.exp2(scores - offset[:, None])
+        weights = tl.exp2(scores * scale_log2 - offset[:, None])
         correction = tl.exp2(best - offset)
         total = total * correction + tl.sum(weights, axis=1)
         best = better
