@@ -41,7 +41,7 @@ class SampleRecord:
     """One sample.
 
     Attributes:
-        key: sha1 of source and span, 40 hex digits: the name of the sample's files.
+        key: sha1 of source, path and span, 40 hex digits: the name of the sample's files.
         source: Where the clip comes from.
         start: First moment of the span in the source, in seconds.
         frames: Pixel frames ``T``.
