@@ -146,7 +146,7 @@ def test_attention_on_hopper(monkeypatch, head_dim, options):
         assert_products_overlap(name, kernel)
         # The scale of a score and the subtraction before its exponential are one instruction.
         assert kernel.count(r"\bFFMA\b") >= kernel.count(r"MUFU\.EX2"), name
-        if name in WITH_PRODUCER and not (name == "forward_kernel" and options.get("masked")):
+        if name in WITH_PRODUCER:
             assert_has_producer(name, kernel)
 
 
@@ -187,6 +187,7 @@ def run_everything(length, heads, head_dim, dtype=torch.bfloat16):
     frame_cross_attention._backward._init_fn(q[None], q[None], q[None, :, :1], q[None, :, :1], weights[0], EPS)
     sizes = (None, None, None, length, length)
     joint_attention._forward._init_fn(q, q, q, *sizes)
+    joint_attention._forward._init_fn(q, q, q, meta(1, length, dtype=torch.bool), *sizes[1:])
     joint_attention._backward._init_fn(q, q, float32(1, heads, length), q, q, q, *sizes)
 
 

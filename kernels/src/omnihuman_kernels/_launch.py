@@ -26,7 +26,7 @@ PERSISTENT_PROGRAMS = 1024
 # and it is the one that the tests compiled.
 LENGTHS = (
     "length", "num_rows", "num_tiles", "num_chunks", "num_queries", "len_q", "len_k",
-    "lse_stride_b", "lse_stride_n", "mask_stride_b",
+    "lse_stride_b", "lse_stride_n", "mask_stride_b", "bias_stride_b",
 )  # fmt: skip
 
 # Programs along the second and the third axis of a grid, at most.
@@ -189,8 +189,7 @@ def _plain(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Tile:
     return Tile(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
 
 
-# kind -> architecture -> head dim. A mask is loaded inside the loop, which the compiler cannot give to a producer
-# group.
+# kind -> architecture -> head dim.
 ATTENTION_TILES: dict[str, dict[str, dict[int, Tile]]] = {
     "forward": {
         "hopper": {
@@ -201,7 +200,10 @@ ATTENTION_TILES: dict[str, dict[str, dict[int, Tile]]] = {
         "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
     },
     "forward_masked": {
-        "hopper": {128: _tma(128, 64, 8, 3), **_same(_tma(128, 64, 8, 3))},
+        "hopper": {
+            128: _tma(128, 128, 4, 2, warp_specialize=True),
+            **_same(_tma(128, 128, 4, 3, warp_specialize=True)),
+        },
         "blackwell": {128: _tma(128, 64, 8, 3), **_same(_tma(128, 64, 8, 3))},
         "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
     },

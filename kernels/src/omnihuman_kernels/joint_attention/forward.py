@@ -14,14 +14,17 @@ from omnihuman_kernels.joint_attention.rows import describe_rows, document, firs
 
 @triton.jit(do_not_specialize=LENGTHS)
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, cu_q_ptr, cu_k_ptr, out_ptr, lse_ptr,
+    q_ptr, k_ptr, v_ptr, bias_ptr, cu_q_ptr, cu_k_ptr, out_ptr, lse_ptr,
     q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n, v_stride_b, v_stride_l, v_stride_n,
-    o_stride_b, o_stride_l, lse_stride_b, lse_stride_n, mask_stride_b,
+    o_stride_b, o_stride_l, lse_stride_b, lse_stride_n, bias_stride_b,
     len_q, len_k, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, VARLEN: tl.constexpr, MASKED: tl.constexpr,
     TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries of one head against all keys."""
+    """A tile of queries of one head against all keys.
+
+    With ``MASKED``, ``bias`` holds 0 for each key that counts and minus infinity for the others, up to a whole tile.
+    """
     first = tl.program_id(0) * BLOCK_M
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -35,6 +38,12 @@ def forward_kernel(
     q_desc = describe_rows(q_start, len_q, q_stride_l, BLOCK_M, HEAD_DIM, TMA)
     k_desc = describe_rows(k_start, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA)
     v_desc = describe_rows(v_start, len_k, v_stride_l, BLOCK_N, HEAD_DIM, TMA)
+    bias_start = bias_ptr + batch * bias_stride_b if MASKED else bias_ptr
+    # By descriptor the bias comes from the producer too; a load from a pointer would make the compiler drop that group.
+    if MASKED and TMA:
+        bias_desc = tl.make_tensor_descriptor(
+            bias_start, shape=[1, bias_stride_b], strides=[bias_stride_b, 1], block_shape=[1, BLOCK_N]
+        )
     q = load_rows(q_desc, q_start, first, len_q, q_stride_l, BLOCK_M, HEAD_DIM, TMA, UPCAST)
 
     best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -46,10 +55,10 @@ def forward_kernel(
         k = load_rows(k_desc, k_start, start, len_k, k_stride_l, BLOCK_N, HEAD_DIM, TMA, UPCAST)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         keys = start + tl.arange(0, BLOCK_N)
-        counts = keys < len_k
         if MASKED:
-            counts = counts & (tl.load(mask_ptr + batch * mask_stride_b + keys, mask=counts, other=0) != 0)
-        scores = tl.where(counts[None, :], scores, float("-inf"))
+            scores += bias_desc.load([0, start]) if TMA else tl.load(bias_start + keys)[None, :]
+        else:
+            scores = tl.where((keys < len_k)[None, :], scores, float("-inf"))
         # The scale is positive, so it may wait: for the maximum one product a row, below none beside the subtraction.
         better = tl.maximum(best, tl.max(scores, axis=1) * scale_log2)
         if MASKED:

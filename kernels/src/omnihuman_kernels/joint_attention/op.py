@@ -66,6 +66,14 @@ def _dense(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if x is None else x.contiguous() for x in tensors)
 
 
+def _bias(mask: Tensor, block: int) -> Tensor:
+    """What a mask adds to scores, over whole tiles of ``block`` keys: their rows are then as descriptors want them."""
+    keys = mask.shape[1]
+    bias = mask.new_full((mask.shape[0], max(1, triton.cdiv(keys, block)) * block), float("-inf"), dtype=torch.float32)
+    bias[:, :keys].masked_fill_(mask, 0.0)
+    return bias
+
+
 @torch.library.custom_op("omnihuman::joint_attention", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor,
@@ -74,13 +82,14 @@ def _forward(
     require_device(q)
     tile = attention_tile("forward" if mask is None else "forward_masked", q)
     q, k, v = _rows(q, k, v, tiles=(tile,))
-    mask, cu_q, cu_k = _dense(mask, cu_q, cu_k)
+    cu_q, cu_k = _dense(cu_q, cu_k)
+    bias = None if mask is None else _bias(mask, tile.block_n)
     out, lse = _empty_forward(q)
     launch(
         forward_kernel, (triton.cdiv(max_q, tile.block_m), q.shape[2], _documents(q, cu_q)), q,
-        q, k, v, mask, cu_q, cu_k, out, lse,
+        q, k, v, bias, cu_q, cu_k, out, lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:2], *lse.stride()[:2],
-        0 if mask is None else mask.stride(0), max_q, max_k, q.shape[3] ** -0.5 * LOG2_E,
+        0 if bias is None else bias.stride(0), max_q, max_k, q.shape[3] ** -0.5 * LOG2_E,
         **_options(tile, q, mask, cu_q),
     )  # fmt: skip
     return out, lse
@@ -191,7 +200,7 @@ def joint_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = No
             last dimension.
         k: ``(B, M, N, K)``.
         v: ``(B, M, N, K)``.
-        mask: ``(B, M)`` bool, true where a key counts. Without one the kernel is faster: trim or pack instead.
+        mask: ``(B, M)`` bool, true where a key counts. Without one less is computed: trim or pack instead.
 
     Returns:
         ``(B, L, N, K)``, contiguous; zeros for a batch item without keys.
