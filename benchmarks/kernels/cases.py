@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from omnihuman_core.ops import eager_ops, rms_norm
-from omnihuman_kernels import _launch, performance
+from omnihuman_kernels import performance
 from omnihuman_kernels.frame_cross_attention import frame_cross_attention
 from omnihuman_kernels.gated_residual import gated_residual
 from omnihuman_kernels.joint_attention import joint_attention, joint_attention_varlen
@@ -290,32 +290,6 @@ def packed_attention_cases() -> Iterator[Case]:
         peers={"sdpa one by one": functools.partial(one_by_one, attend=sdpa)},
         cost=(performance.Cost(flops=cost[0], bytes=4 * moved), performance.Cost(flops=cost[1], bytes=8 * moved)),
     )
-
-
-# Other tiles for heads of 128, by kind, the most promising first: measured next to what the table has, so that it can be
-# corrected, and what attention falls back on where the table's are wrong. Those of "backward" run in one pass, next to
-# the table's two; the first spills 152 bytes under triton 3.6, the others nothing.
-ALTERNATIVES = {
-    "backward_kv": [
-        _launch.Tile(block_m=64, block_n=128, num_warps=4, num_stages=2, tma=True, warp_specialize=True),
-        _launch.Tile(block_m=64, block_n=128, num_warps=8, num_stages=2, tma=True),
-        _launch.Tile(block_m=32, block_n=128, num_warps=8, num_stages=2, tma=True),
-    ],
-    "backward_q": [
-        _launch.Tile(block_m=128, block_n=64, num_warps=8, num_stages=2, tma=True),
-        _launch.Tile(block_m=128, block_n=128, num_warps=8, num_stages=2, tma=True),
-    ],
-    "forward": [
-        _launch.Tile(block_m=128, block_n=128, num_warps=8, num_stages=2, tma=True),
-        _launch.Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, tma=True),
-        _launch.Tile(block_m=128, block_n=64, num_warps=4, num_stages=3, tma=True, warp_specialize=True),
-    ],
-    "backward": [
-        _launch.Tile(block_m=64, block_n=128, num_warps=8, num_stages=2, tma=True),
-        _launch.Tile(block_m=64, block_n=64, num_warps=8, num_stages=2, tma=True),
-        _launch.Tile(block_m=32, block_n=128, num_warps=8, num_stages=2, tma=True),
-    ],
-}
 
 
 def dit_cases() -> Iterator[Case]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 GIB = 1 << 30
 
@@ -46,7 +48,7 @@ def interleaved(functions: dict[str, Callable[[], object]], *, seconds: float) -
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def _once(function: Callable[[], object], dirt: torch.Tensor) -> float:
+def _once(function: Callable[[], object], dirt: Tensor) -> float:
     dirt.sum()
     torch.cuda._sleep(SLEEP_CYCLES)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -55,3 +57,33 @@ def _once(function: Callable[[], object], dirt: torch.Tensor) -> float:
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def prepare(
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    differentiable: int,
+    direction: str,
+    upstream: Sequence[Tensor] | None = None,
+) -> Callable[[], Any]:
+    """A call without arguments: the forward, or the backward of a graph that was built once.
+
+    Args:
+        function: What to call.
+        inputs: Its arguments; the first ``differentiable`` of them get gradients.
+        differentiable: How many.
+        direction: ``forward`` or ``backward``.
+        upstream: Gradients of the outputs; None draws them.
+    """
+    if direction == "forward":
+
+        def forward() -> object:
+            with torch.no_grad():
+                return function(*inputs)
+
+        return forward
+    leaves = [x.detach().requires_grad_(i < differentiable) for i, x in enumerate(inputs)]
+    out = function(*leaves)
+    outs = list(out) if isinstance(out, tuple) else [out]
+    given = [torch.randn_like(y) for y in outs] if upstream is None else list(upstream)
+    return lambda: torch.autograd.grad(outs, leaves[:differentiable], given, retain_graph=True)

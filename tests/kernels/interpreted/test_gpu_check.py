@@ -1,21 +1,28 @@
 """The benchmark's own logic, with a clock that needs no GPU and kernels in the interpreter."""
 
 import contextlib
+import copy
 import functools
+import importlib
+import inspect
 import io
+import itertools
 import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from omnihuman_kernels import performance
+from omnihuman_kernels import _launch, performance
 from omnihuman_kernels.gated_residual import gated_residual
+from omnihuman_kernels.joint_attention import op as joint
 from tests.kernels import references
 
 FOLDER = Path(__file__).parents[3] / "benchmarks/kernels"
@@ -23,19 +30,23 @@ SEGMENTS = (2, 3)
 
 
 @pytest.fixture
-def check(monkeypatch):
+def modules(monkeypatch):
+    """The benchmark's modules by name, in an interpreter that forgets them afterwards."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    import cases
-    import gpu_check
-    import measure
+    names = [path.stem for path in FOLDER.glob("*.py")]
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    for name in names:
+        sys.modules.pop(name, None)
 
+
+@pytest.fixture
+def check(modules, monkeypatch):
+    """The module of a group's process, with a clock that counts nothing, and the class of cases."""
     monkeypatch.setattr(
-        measure, "interleaved", lambda functions, seconds: {n: (f(), 1e-3)[1] for n, f in functions.items()}
+        modules.measure, "interleaved", lambda functions, seconds: {n: (f(), 1e-3)[1] for n, f in functions.items()}
     )
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    yield gpu_check, cases.Case
-    for name in ("cases", "dit", "gpu_check", "measure", "plot", "tables"):
-        sys.modules.pop(name, None)
+    return modules.group, modules.cases.Case
 
 
 def case(kind, **changes):
@@ -56,16 +67,16 @@ def case(kind, **changes):
 
 
 def test_an_op_that_agrees_passes_and_a_wrong_one_does_not(check, capsys):
-    gpu_check, kind = check
+    group, kind = check
     good = case(kind)
     # bfloat16 is cut off by the interpreter; float32 shows that the comparison itself works.
-    assert gpu_check.compare(good, good.make, torch.float32) == ""
+    assert group.compare(good, good.make, torch.float32) == ""
     wrong = case(kind, ours=lambda r, x, g: gated_residual(r, x, g * 1.1, segments=SEGMENTS))
-    assert "tensor" in gpu_check.compare(wrong, wrong.make, torch.float32)
+    assert "tensor" in group.compare(wrong, wrong.make, torch.float32)
 
 
 def test_q_and_k_are_measured_and_compared_as_slices_of_the_projection(check, monkeypatch):
-    gpu_check, _ = check
+    group, _ = check
     import cases
 
     from omnihuman_core.ops import qk_norm_rope
@@ -82,21 +93,21 @@ def test_q_and_k_are_measured_and_compared_as_slices_of_the_projection(check, mo
 
     (described,) = cases.qk_norm_rope_cases()
     described = replace(described, ours=functools.partial(ours, eps=cases.EPS), eager=None)
-    assert gpu_check.compare(described, described.make) == ""
+    assert group.compare(described, described.make) == ""
     for direction in ("forward", "backward"):
-        gpu_check.measure(described, direction, 1e12)
+        group.measure(described, direction, 1e12)
     assert len(seen) >= 3
     assert set(seen) == {(packed, packed)}
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_a_row_holds_the_floor_and_the_targets(check, direction):
-    gpu_check, kind = check
-    row = gpu_check.measure(case(kind), direction, copy=1e6)
+def test_a_row_holds_the_floor_and_the_targets(check, modules, direction):
+    group, kind = check
+    row = group.measure(case(kind), direction, copy=1e6)
     assert row["floor"] == pytest.approx(3 * 5 * 16 * 2 / 1e6)
     assert set(row["peers"]) == {"eager", "compile"}
     assert [t["against"] for t in row["targets"]] == (["copy", "eager"] if direction == "forward" else [])
-    line = gpu_check.describe({"op": "x", "shape": "y", "status": "measured", **row})
+    line = modules.report.describe({"op": "x", "shape": "y", "status": "measured", **row})
     assert ("MISSED" in line) == (direction == "forward")
 
 
@@ -104,8 +115,8 @@ def test_a_peer_that_cannot_run_is_noted(check):
     def broken(*args):
         raise RuntimeError("no such backend")
 
-    gpu_check, kind = check
-    row = gpu_check.measure(case(kind, eager=None, peers={"cudnn": broken}), "forward", copy=1e6)
+    group, kind = check
+    row = group.measure(case(kind, eager=None, peers={"cudnn": broken}), "forward", copy=1e6)
     assert row["refused"] == {"cudnn": "RuntimeError: no such backend"}
 
 
@@ -114,7 +125,7 @@ def test_compiled_peers_keep_what_the_next_backward_needs(check, direction):
     """Compiled code reuses the memory of what it saved, and refuses a second backward, unless it is told not to."""
     import torch._functorch.config as settings
 
-    gpu_check, kind = check
+    group, kind = check
     seen = []
 
     def compiled(*inputs):
@@ -122,7 +133,7 @@ def test_compiled_peers_keep_what_the_next_backward_needs(check, direction):
         return references.gated_residual(*inputs, segments=SEGMENTS)
 
     with settings.patch(donated_buffer=True):
-        gpu_check.measure(case(kind, compiled=compiled), direction, copy=1e6)
+        group.measure(case(kind, compiled=compiled), direction, copy=1e6)
         # Compilation is done by the first call; later ones only time it.
         assert seen[0] is False
         assert settings.donated_buffer is True
@@ -140,23 +151,22 @@ def test_the_compiled_peer_of_norm_and_rotation_is_the_eager_op(check):
     assert next(cases.qk_norm_rope_cases()).compiled.func is cases.real_qk_norm_rope
 
 
-def test_a_red_op_shows_no_speed(check, tmp_path, monkeypatch):
-    gpu_check, kind = check
+def test_a_red_op_shows_no_speed(check, modules, tmp_path, monkeypatch):
+    group, kind = check
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU 80GB")
-    row = {"op": "x", "shape": "y", **gpu_check.measure(case(kind), "forward", copy=1e6), "status": "measured"}
-    red = {"op": "bad", "shape": "y", "status": "failed", "problem": "tensor 0: error 3"}
-    gpu_check.write([row, red], tmp_path)
+    row = {"op": "x", "shape": "y", **group.measure(case(kind), "forward", copy=1e6), "status": "measured"}
+    red = {"op": "bad", "shape": "y", "status": "failed", "problem": "tensor 0: error 3", "log": "a.log"}
+    modules.report.write([row, red], tmp_path)
     (table,) = tmp_path.glob("kernels_some-gpu-80gb_*.md")
     text = table.read_text()
     assert "| x | y | forward |" in text
-    assert "- bad y: failed: tensor 0: error 3" in text
+    assert "- bad y: failed: tensor 0: error 3 (more in a.log)" in text
     assert "| bad" not in text
-    (lines,) = tmp_path.glob("*.jsonl")
-    assert [json.loads(line)["op"] for line in lines.read_text().splitlines()] == ["x", "bad"]
+    assert [one["op"] for one in modules.report.read(tmp_path)] == ["x", "bad"]
 
 
 def test_the_plot_marks_every_measured_op(check):
-    gpu_check, kind = check
+    group, kind = check
     import plot
 
     row = {
@@ -164,7 +174,7 @@ def test_the_plot_marks_every_measured_op(check):
         "shape": "y",
         "device": "G",
         "status": "measured",
-        **gpu_check.measure(case(kind), "forward", 1e12),
+        **group.measure(case(kind), "forward", 1e12),
     }
     picture = ElementTree.fromstring(plot.draw([row, {"status": "failed"}]))
     assert len(picture.findall("{http://www.w3.org/2000/svg}circle")) == 1
@@ -205,24 +215,28 @@ def plain(name, **changes):
 
 
 @pytest.fixture
-def run_group(check, monkeypatch, capsys):
-    """Runs one group on the CPU as its process would, and gives the rows it prints."""
-    gpu_check, kind = check
-    import cases
-    import measure
-
+def machine(modules, monkeypatch):
+    """A GPU that is made up: kernels run in the interpreter, with the tiles of Hopper's table."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU 80GB")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(measure, "copy_bandwidth", lambda: 1e12)
-    monkeypatch.setattr(cases, "noise", torch.randn)
-    monkeypatch.setattr(
-        gpu_check, "try_tile", lambda kind, tile: {"status": "alternative", "kind": kind, "seconds": 1.0}
-    )
+    monkeypatch.setattr(_launch, "architecture", lambda x: "hopper")
+    monkeypatch.setattr(_launch, "ATTENTION_TILES", copy.deepcopy(_launch.ATTENTION_TILES))
+    monkeypatch.setattr(modules.measure, "copy_bandwidth", lambda: 1e12)
+    for module in (modules.cases, modules.dit, modules.tiles, modules.small):
+        monkeypatch.setattr(module, "noise", lambda *shape: torch.randn(shape))
+    return modules
 
-    def run(*descriptions, group="modulation", seconds=1e6):
+
+@pytest.fixture
+def run_group(check, machine, monkeypatch, capsys):
+    """Runs one group on the CPU as its process would, and gives the rows it prints."""
+    group, kind = check
+
+    def run(*descriptions, name="modulation", seconds=1e6):
         made = [case(kind, **description) for description in descriptions]
-        monkeypatch.setitem(cases.GROUPS, group, lambda: iter(made))
-        assert gpu_check.run_group(group, seconds) == 0
+        monkeypatch.setitem(machine.cases.GROUPS, name, lambda: iter(made))
+        assert group.run_group(name, seconds) == 0
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     return run
@@ -246,14 +260,6 @@ def test_a_part_of_the_real_size_can_fail_an_op(run_group):
     assert [row["status"] for row in rows] == ["agrees", "measured"]
 
 
-@pytest.mark.parametrize(("ours", "tiles"), [(None, True), (wrong, False)])
-def test_no_tile_of_a_red_attention_is_timed(run_group, ours, tiles):
-    description = plain("joint_attention", **({} if ours is None else {"ours": ours}))
-    rows = run_group(description, group="attention")
-    assert any(row["status"] == "alternative" for row in rows) == tiles
-    assert any("seconds" in row for row in rows) == tiles
-
-
 def test_a_missing_peer_is_named_even_without_a_target(run_group):
     def broken(*args):
         raise RuntimeError("no such backend")
@@ -262,7 +268,7 @@ def test_a_missing_peer_is_named_even_without_a_target(run_group):
     assert (row["status"], row["against"], row["problem"]) == ("skipped", "cudnn", "RuntimeError: no such backend")
 
 
-def test_a_peer_with_a_target_that_is_missing_is_skipped_by_name(run_group, check):
+def test_a_peer_with_a_target_that_is_missing_is_skipped_by_name(run_group, modules):
     import cases
 
     def missing(*args):
@@ -270,7 +276,7 @@ def test_a_peer_with_a_target_that_is_missing_is_skipped_by_name(run_group, chec
 
     targets = {("forward", "diffusers default"): (1.3, 1.9)}
     row = run_group(plain("dit_forward", peers={"diffusers default": missing}, targets=targets))[-1]
-    line = check[0].describe(row)
+    line = modules.report.describe(row)
     assert line == "dit_forward small forward against diffusers default: skipped (diffusers not installed)"
 
 
@@ -280,69 +286,175 @@ def test_out_of_time_is_said(run_group):
 
 
 @pytest.fixture
-def whole_run(check, monkeypatch, tmp_path, capsys):
-    """Runs ``main`` on a machine and with a clock that are made up."""
-    gpu_check, _ = check
-    clock = [0.0]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU 80GB")
-    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--results", str(tmp_path)])
-    seen = []
+def whole_run(machine, monkeypatch, tmp_path):
+    """Runs ``main`` with processes and a clock that are made up."""
+    clock, seen = [0.0], []
+    monkeypatch.setattr(machine.gpu_check.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(machine.gpu_check.signal, "signal", lambda *_: None)
 
-    def run(process):
-        def fake(command, *, timeout, **options):
-            group = command[command.index("--group") + 1]
-            seen.append(group)
-            return process(group, timeout, clock)
+    def run(process, *flags):
+        def fake(command, *, seconds, log, silence):
+            options = machine.gpu_check.parse(command[2:])
+            seen.append(options.group)
+            yield from process(options, seconds, clock)
 
-        monkeypatch.setattr(subprocess, "run", fake)
-        status = gpu_check.main()
-        rows = [json.loads(line) for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
+        monkeypatch.setattr(machine.apart, "rows_of", fake)
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--results", str(tmp_path), *flags])
+        status = machine.gpu_check.main()
         assert not list(tmp_path.glob("*.tmp"))
-        return status, rows, clock[0], seen
+        return status, machine.report.read(tmp_path), clock[0], seen
 
-    run.gpu_check = gpu_check
+    run.groups = machine.gpu_check.GROUPS
     return run
 
 
+def good_canary(options):
+    for kernel in options.kernels:
+        row = {"op": "joint_attention", "kernel": kernel, "tile": None}
+        yield {**row, "status": "begins"}
+        yield {**row, "status": "agrees"}
+
+
 def test_a_run_where_every_group_hangs_ends_within_nine_minutes(whole_run):
-    def hang(group, timeout, clock):
-        clock[0] += timeout
-        half = json.dumps({"op": group, "status": "agrees"}) + '\n{"op": "cut'
-        raise subprocess.TimeoutExpired(group, timeout, output=half.encode())
+    def hang(options, seconds, clock):
+        begins = {"op": "joint_attention", "kernel": (options.kernels or [""])[0], "tile": None, "status": "begins"}
+        yield begins if options.kernels else {"op": options.group, "status": "agrees"}
+        clock[0] += seconds
+        yield {"status": "failed", "problem": f"did not end within {seconds:.0f} s"}
 
     status, rows, seconds, _ = whole_run(hang)
     assert status == 1
     assert seconds < 9 * 60
-    assert {row["op"] for row in rows} == set(whole_run.gpu_check.GROUPS)
+    assert {row["op"] for row in rows} == {*whole_run.groups, "joint_attention"}
     assert {row["status"] for row in rows} == {"agrees", "failed", "skipped"}
+    logs = {row["log"] for row in rows if row["status"] == "failed"}
+    assert {"kernels_some-gpu-80gb_canary_1.log", "kernels_some-gpu-80gb_attention.log"} <= logs
 
 
 def test_a_good_run_and_a_crash(whole_run):
-    def work(group, timeout, clock):
+    def work(options, seconds, clock):
+        if options.group == "canary":
+            yield from good_canary(options)
+            return
         clock[0] += 10
-        row = json.dumps({"op": group, "status": "agrees"}) + "\n"
-        crashed = group == "packed_attention"
-        return subprocess.CompletedProcess([], int(crashed), row, "Traceback\nCUDA error: misaligned address\n")
+        assert options.tiles == "{}"
+        yield {"op": options.group, "status": "agrees"}
+        if options.group == "packed_attention":
+            yield {"status": "failed", "problem": "CUDA error: misaligned address"}
 
     status, rows, _, seen = whole_run(work)
-    assert (status, tuple(seen)) == (1, whole_run.gpu_check.GROUPS)
-    (problem,) = [row["problem"] for row in rows if row["status"] == "failed"]
-    assert problem == "CUDA error: misaligned address"
+    assert (status, tuple(seen)) == (1, ("canary", *whole_run.groups))
+    (problem,) = [(row["op"], row["problem"]) for row in rows if row["status"] == "failed"]
+    assert problem == ("packed_attention", "CUDA error: misaligned address")
 
 
-def test_results_that_cannot_be_written_leave_the_old_ones(check, tmp_path, monkeypatch):
-    gpu_check, _ = check
+def found(options, seconds, clock):
+    yield {"op": f"{options.group} one", "shape": "s", "status": "agrees"}
+    yield {"op": f"{options.group} two", "shape": "s", "status": "agrees"}
+
+
+def test_rows_of_groups_that_were_not_run_stay(whole_run):
+    whole_run(found, "--groups", "modulation,rms_norm_silu")
+
+    def again(options, seconds, clock):
+        yield {"op": "new", "shape": "s", "status": "agrees"}
+
+    _, rows, *_ = whole_run(again, "--groups", "modulation")
+    assert [row["op"] for row in rows] == ["rms_norm_silu one", "rms_norm_silu two", "new"]
+    # A group for which no time was left says nothing against what is known.
+    _, rows, *_ = whole_run(again, "--groups", "rms_norm_silu", "--minutes", "0.1")
+    assert [row["op"] for row in rows] == ["rms_norm_silu one", "rms_norm_silu two", "new", "rms_norm_silu"]
+    assert rows[-1]["status"] == "skipped"
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_a_run_that_is_stopped_loses_nothing(whole_run, machine, tmp_path, how):
+    whole_run(found, "--groups", "modulation,rms_norm_silu")
+
+    def stopped(options, seconds, clock):
+        if options.group == "modulation":
+            yield {"op": "modulation one", "shape": "s", "status": "agrees", "new": True}
+            # Nothing is written after a kill.
+            raise KeyboardInterrupt if how == "interrupt" else MemoryError
+        yield from ()
+
+    run = functools.partial(whole_run, stopped, "--groups", "modulation,rms_norm_silu")
+    if how == "interrupt":
+        assert run()[0] == 130
+    else:
+        with pytest.raises(MemoryError):
+            run()
+    rows = machine.report.read(tmp_path)
+    assert sorted((row["op"], row.get("new", False)) for row in rows) == [
+        ("modulation one", True), ("modulation two", False), ("rms_norm_silu one", False), ("rms_norm_silu two", False),
+    ]  # fmt: skip
+
+
+def script(text):
+    return [sys.executable, "-c", f"import os, sys, time\nsay = lambda x: print(x, flush=True)\n{text}"]
+
+
+def test_rows_of_a_process_come_as_it_prints_them(modules, tmp_path):
+    """They are not held back until it ends, and other lines are no rows."""
+    waits = f"say('noise')\nsay('{{\"op\": 1}}')\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)"
+    log = tmp_path / "a.log"
+    rows = modules.apart.rows_of(script(waits), seconds=60, log=log)
+    assert next(rows) == {"op": 1}
+    (tmp_path / "go").touch()
+    assert list(rows) == []
+    assert not log.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "problem"),
+    [
+        ("print('Traceback', file=sys.stderr)\nsys.exit('CUDA error: misaligned address')", {}, "misaligned address"),
+        ("os.abort()", {}, "crashed with exit status -6"),
+        ("say('{\"op\": 2}')\nsys.stdout.write('{\"cut')\ntime.sleep(60)", {"seconds": 1.5}, "did not end within 2 s"),
+        ("while True: (say('{\"op\": 2}'), time.sleep(0.1))", {"seconds": 1.5}, "did not end within 2 s"),
+        ("say('{\"op\": 2}')\ntime.sleep(60)", {"silence": 1.0}, "hung: no result for 1 s"),
+    ],
+)
+def test_a_process_that_does_not_end_well_leaves_its_rows_and_the_reason(modules, tmp_path, text, limits, problem):
+    log = tmp_path / "logs/a.log"
+    *rows, last = modules.apart.rows_of(script(text), log=log, **{"seconds": 60, **limits})
+    assert all(row == {"op": 2} for row in rows)
+    assert bool(rows) == ("op" in text)
+    assert last["status"] == "failed"
+    assert problem in last["problem"]
+    if "stderr" in text:
+        assert log.read_text().splitlines() == ["Traceback", "CUDA error: misaligned address"]
+
+
+def test_a_process_goes_when_nobody_listens_and_takes_its_children(modules, tmp_path):
+    child = "import subprocess; p = subprocess.Popen(['sleep', '600']); say('{\"pid\": %d}' % p.pid); time.sleep(600)"
+    rows = modules.apart.rows_of(script(child), seconds=60, log=tmp_path / "a.log")
+    pid = next(rows)["pid"]
+    rows.close()
+    # The kernel and whoever adopted it may take a moment.
+    deadline = time.monotonic() + 20
+    while runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs(pid)
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_results_that_cannot_be_written_leave_the_old_ones(modules, tmp_path, monkeypatch):
     target = tmp_path / "x.jsonl"
     target.write_text("old")
     monkeypatch.setattr(Path, "write_text", lambda self, text: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        gpu_check.replace_text(target, "new")
+        modules.report.replace_text(target, "new")
     assert target.read_text() == "old"
 
 
-def test_every_row_of_the_goals_has_a_case(check, monkeypatch):
+def test_every_row_of_the_goals_has_a_case(modules, monkeypatch):
     import cases
 
     meta_noise = functools.partial(torch.empty, device="meta")
@@ -364,32 +476,31 @@ def test_every_row_of_the_goals_has_a_case(check, monkeypatch):
     assert targets["frame_cross_attention", "K=128", "backward", "copy"] == (0.60, 0.85)
     assert targets["dit_forward", "", "forward", "diffusers default"] == (1.3, 1.9)
     assert targets["dit_forward", "", "forward", "diffusers best"] == (1.0, 1.2)
-    assert set(cases.GROUPS) == set(check[0].GROUPS)
+    assert {*cases.GROUPS, "agreement", "tiles"} == set(modules.gpu_check.GROUPS)
 
 
 def test_some_queries_among_all_agree(check, monkeypatch):
-    gpu_check, _ = check
+    group, _ = check
     import cases
 
     monkeypatch.setattr(cases, "noise", torch.randn)
     case = next(c for c in cases.attention_cases() if c.part is not None)
     function, given = case.part.func, (70, 2, 16)
     good = replace(case, part=functools.partial(function, *given))
-    assert gpu_check.compare_part(good, torch.float32) == ""
+    assert group.compare_part(good, torch.float32) == ""
 
     def shifted():
         ours, inputs = function(*given)
         return lambda q, k, v: ours(q, k, v).roll(1, dims=1), inputs
 
-    assert "tensor 0" in gpu_check.compare_part(replace(case, part=shifted), torch.float32)
+    assert "tensor 0" in group.compare_part(replace(case, part=shifted), torch.float32)
 
 
 @pytest.fixture
 def dit(check, monkeypatch):
-    import cases
-
-    monkeypatch.setattr(cases, "noise", torch.randn)
     import dit
+
+    monkeypatch.setattr(dit, "noise", torch.randn)
 
     toy = {"hidden_size": 32, "num_heads": 2, "rope_dims": (4, 6, 6), "text_dim": 12, "pooled_dim": 10}
     monkeypatch.setattr(dit, "CONFIG", replace(dit.CONFIG, **toy))
@@ -449,19 +560,158 @@ def test_without_diffusers_the_model_is_still_measured(check, dit, monkeypatch):
     assert row["refused"] == dict.fromkeys(["diffusers default", "diffusers best"], "diffusers not installed")
 
 
+KERNELS = [
+    f"{kind} {width}" for width in (128, 64) for kind in _launch.ATTENTION_TILES
+    if width in _launch.ATTENTION_TILES[kind]["hopper"]
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiles(machine, monkeypatch):
+    for name, value in {"BATCH": 1, "LENGTH": 37, "HEADS": 1, "HEAD_DIMS": (128, 64)}.items():
+        monkeypatch.setattr(machine.tiles, name, value)
+    # The interpreter cuts bfloat16 off.
+    error_of = machine.tiles.error_of
+    monkeypatch.setattr(machine.tiles, "error_of", lambda kind, width, tile: error_of(kind, width, tile, torch.float16))
+    return machine.tiles
+
+
+def test_every_kernel_of_attention_is_checked_alone(tiles, monkeypatch):
+    assert tiles.kernels() == KERNELS
+    assert {"forward 128", "backward_q 128", "backward_kv 128", "backward 64"} <= set(KERNELS)
+    seen = {}
+    launch = joint.launch
+
+    def watch(kernel, grid, tensor, *args, **options):
+        if "BLOCK_M" in options:
+            seen.setdefault((kernel.fn.__name__, options.get("WITH_DQ", False)), options["TMA"])
+        launch(kernel, grid, tensor, *args, **options)
+
+    monkeypatch.setattr(joint, "launch", watch)
+    names = {
+        "forward": ("forward_kernel", False),
+        "backward_q": ("backward_q_kernel", False),
+        "backward_kv": ("backward_kernel", False),
+        "backward": ("backward_kernel", True),
+    }
+    before = copy.deepcopy(_launch.ATTENTION_TILES)
+    for kernel in ("forward 128", "backward_q 64", "backward_kv 128", "backward 64"):
+        seen.clear()
+        assert [row["status"] for row in tiles.check([kernel])] == ["begins", "agrees"]
+        # Only it has the tile of the table, which loads through descriptors; the others have plain ones.
+        assert [name for name, tma in seen.items() if tma] == [names[kernel.split()[0]]]
+    assert before == _launch.ATTENTION_TILES
+
+
+def pointed(kernel, args, name):
+    """The tensor that a kernel gets under a name."""
+    return args[list(inspect.signature(kernel.fn).parameters).index(name)]
+
+
+def test_the_canary_ends_at_a_wrong_kernel(tiles, monkeypatch):
+    launch = joint.launch
+
+    def spoil(kernel, grid, tensor, *args, **options):
+        launch(kernel, grid, tensor, *args, **options)
+        if options.get("TMA") and kernel.fn.__name__ == "backward_q_kernel":
+            # The last row of one tile.
+            pointed(kernel, args, "dq_ptr")[:, 36] *= 0.5
+
+    monkeypatch.setattr(joint, "launch", spoil)
+    rows = list(tiles.check(["forward 64", "backward_kv 64", "backward_q 64", "backward 64"]))
+    assert [row["status"] for row in rows] == ["begins", "agrees", "begins", "agrees", "begins", "failed"]
+    assert "relative error" in rows[-1]["problem"]
+
+
+def test_the_first_tile_that_agrees_goes_to_the_groups(whole_run, tiles):
+    """The table's forward hangs at head dim 128, the next one is wrong, and no tile for dk and dv agrees at 64."""
+    given = {}
+
+    def process(options, seconds, clock):
+        tiles_given = json.loads(options.tiles)
+        given[options.group] = tiles_given
+        clock[0] += 5
+        for kernel in options.kernels or ():
+            row = {"op": "joint_attention", "kernel": kernel, "tile": tiles_given.get(kernel)}
+            yield {**row, "status": "begins"}
+            if kernel == "forward 128" and kernel not in tiles_given:
+                yield {"status": "failed", "problem": "hung"}
+                return
+            if (kernel == "forward 128" and row["tile"]["num_stages"] == 2) or kernel == "backward_kv 64":
+                yield {**row, "status": "failed", "problem": "relative error 1"}
+                return
+            yield {**row, "status": "agrees"}
+
+    status, rows, *_ = whole_run(process, "--groups", "attention,dit")
+    first, plain = tiles.ALTERNATIVES["forward"][1], tiles.plain("backward_kv", 64)
+    chosen = {"forward 128": asdict(first), "backward_kv 64": asdict(plain)}
+    assert given["attention"] == given["dit"] == chosen
+    assert status == 1
+    hung = next(row for row in rows if row["problem"] == "hung")
+    assert (hung["op"], hung["kernel"]) == ("joint_attention", "forward 128")
+    agreed = {row["kernel"] for row in rows if row["status"] == "agrees"}
+    assert agreed == {*KERNELS} - {"backward_kv 64"}
+
+
+def test_a_group_runs_with_the_tiles_that_were_chosen(tiles):
+    (tile, *_) = tiles.ALTERNATIVES["forward"]
+    tiles.use({"forward 128": asdict(tile), "backward 64": None})
+    assert _launch.attention_tile("forward", torch.empty(1, 128, dtype=torch.bfloat16)) == tile
+    assert not _launch.one_pass(torch.empty(1, 64, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("kind", ["forward", "backward", "backward_kv", "backward_q"])
-def test_a_tile_is_tried_next_to_the_table_which_stays(check, monkeypatch, kind):
-    gpu_check, _ = check
-    import cases
-
-    from omnihuman_kernels import _launch
-
-    monkeypatch.setattr(cases, "noise", lambda *shape: torch.randn(3, 1, 5, 1, 16))
-    before = {name: dict(rows["hopper"]) for name, rows in _launch.ATTENTION_TILES.items() if "hopper" in rows}
-    row = gpu_check.try_tile(kind, cases.ALTERNATIVES[kind][0])
+def test_a_tile_is_tried_next_to_the_table_which_stays(check, tiles, monkeypatch, kind):
+    monkeypatch.setattr(tiles, "noise", short_noise)
+    before = copy.deepcopy(_launch.ATTENTION_TILES)
+    row = tiles.try_tile(kind, tiles.ALTERNATIVES[kind][-1])
     assert row["status"] == "alternative", row
-    assert row["tile"]["block_m"] == cases.ALTERNATIVES[kind][0].block_m
-    assert before == {name: dict(rows["hopper"]) for name, rows in _launch.ATTENTION_TILES.items() if "hopper" in rows}
+    assert row["tile"]["block_m"] == tiles.ALTERNATIVES[kind][-1].block_m
+    assert "table_seconds" in row
+    assert before == _launch.ATTENTION_TILES
+
+
+def short_noise(*shape):
+    """Long sequences become short ones, in a precision that the interpreter can."""
+    x = torch.randn(*(37 if n == 16384 else 2 if n == 24 else n for n in shape))
+    x.bfloat16 = x.half
+    return x
+
+
+@pytest.mark.parametrize("spoiled", ["tile", "table"])
+def test_a_tile_that_is_wrong_is_not_timed(check, tiles, monkeypatch, spoiled):
+    """Wrong by a fiftieth of its norm: far less than a tolerance for single numbers of this size would find."""
+    monkeypatch.setattr(tiles, "noise", short_noise)
+    tile = tiles.ALTERNATIVES["forward"][-1]
+    launch = joint.launch
+
+    def spoil(kernel, grid, tensor, *args, **options):
+        launch(kernel, grid, tensor, *args, **options)
+        if options["TMA"] and (options["BLOCK_N"] == tile.block_n) == (spoiled == "tile"):
+            pointed(kernel, args, "out_ptr").mul_(1.02)
+
+    monkeypatch.setattr(joint, "launch", spoil)
+    row = tiles.try_tile("forward", tile)
+    if spoiled == "tile":
+        assert row["status"] == "alternative failed"
+        assert "relative error" in row["problem"]
+    else:
+        assert row["status"] == "alternative"
+        assert "table_seconds" not in row
+
+
+def test_other_tiles_are_tried_whatever_attention_does(check, tiles, monkeypatch, capsys):
+    monkeypatch.setattr(tiles, "try_tile", lambda kind, tile: {"status": "alternative", "of": [kind, tile.num_warps]})
+    assert check[0].run_group("tiles", 100) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    meant = [
+        [kind, tile.num_warps]
+        for kind, others in tiles.ALTERNATIVES.items()
+        for tile in others
+        if tile != _launch.ATTENTION_TILES[kind]["hopper"].get(128)
+    ]
+    assert [row["of"] for row in rows] == meant
+    assert meant[0][0] == "backward_kv"
 
 
 def test_documents_have_the_measurements_and_only_those(check):
@@ -503,35 +753,67 @@ def test_tables_are_filled_by_gpu_op_and_length(check):
     assert re.search(r"\| `qk_norm_rope` \|.*\| 0.433 \| 0.50 \| \|", docs)
 
 
-def test_a_whole_run_on_a_gpu_that_is_made_up(whole_run, check, monkeypatch):
+def test_a_whole_run_on_a_gpu_that_is_made_up(whole_run, check, machine, monkeypatch, capsys):
     """From ``main`` to the files, every group in this process; one op of one group is wrong."""
-    gpu_check, kind = check
-    import cases
-    import measure
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(measure, "copy_bandwidth", lambda: 1e12)
-    monkeypatch.setattr(gpu_check, "try_tile", lambda kind, tile: {"status": "alternative failed", "problem": "none"})
+    group, kind = check
+    cases = machine.cases
     for name in cases.GROUPS:
         made = [plain(f"{name}_good"), plain(f"{name}_bad", ours=wrong)] if name == "modulation" else [plain(name)]
         monkeypatch.setitem(cases.GROUPS, name, lambda made=made: (case(kind, **one) for one in made))
-    compare = gpu_check.compare
-    monkeypatch.setattr(gpu_check, "compare", lambda case, make: compare(case, make, torch.float32))
+    compare = group.compare
+    monkeypatch.setattr(group, "compare", lambda case, make: compare(case, make, torch.float32))
+    monkeypatch.setattr(machine.tiles, "error_of", lambda kind, width, tile: 0.0)
+    monkeypatch.setattr(machine.tiles, "try_tile", lambda kind, tile: {"status": "alternative failed", "problem": "no"})
+    monkeypatch.setattr(machine.small, "WAYS", ())
 
-    def in_this_process(group, timeout, clock):
+    def in_this_process(options, seconds, clock):
         clock[0] += 5
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            status = gpu_check.run_group(group, timeout)
-        return subprocess.CompletedProcess([], status, output.getvalue(), "")
+            assert group.run_group(options.group, seconds, options.kernels) == 0
+        yield from (json.loads(line) for line in output.getvalue().splitlines())
 
     status, rows, _, seen = whole_run(in_this_process)
-    assert (status, tuple(seen)) == (1, gpu_check.GROUPS)
+    assert (status, tuple(seen)) == (1, ("canary", *whole_run.groups))
     measured = [row["op"] for row in rows if row["status"] == "measured"]
-    assert measured == [f"{name}_good" if name == "modulation" else name for name in gpu_check.GROUPS]
+    order = [name for name in whole_run.groups if name in cases.GROUPS]
+    assert measured == [f"{name}_good" if name == "modulation" else name for name in order]
     assert [row["op"] for row in rows if row["status"] == "failed"] == ["modulation_bad"]
-    assert {"device", "torch", "triton", "date", "seconds", "floor", "peers", "targets"} <= set(
+    assert {"device", "torch", "triton", "date", "seconds", "floor", "peers", "targets", "group"} <= set(
         next(row for row in rows if row["status"] == "measured")
     )
+
+
+SMALL = {"BATCH": 2, "LENGTH": 11, "KEYS": 9, "HEADS": 2, "WIDTH": 16, "SEGMENTS": (2, 5, 4), "DOCUMENTS": (5, 0, 8)}
+
+
+@pytest.fixture
+def small(machine, monkeypatch):
+    for name, value in SMALL.items():
+        monkeypatch.setattr(machine.small, name, value)
+    monkeypatch.setattr(_launch, "architecture", lambda x: "interpreter")
+    return machine.small
+
+
+def test_every_op_agrees_in_small(small, monkeypatch):
+    """In the ways that need no GPU; a batch, a key mask, weights by segment and documents among them."""
+    monkeypatch.setattr(small, "WAYS", (("plain", small.plain, torch.float32, (16,)),))
+    rows = list(small.agreement(float("inf")))
+    assert [row for row in rows if row["status"] != "agrees"] == []
+    names = {f"{row['op']} {row['shape']}" for row in rows}
+    assert len(names) == len(rows) == 9
+    assert {
+        "joint_attention key mask K=16", "joint_attention B=2 K=16", "joint_attention_varlen K=16",
+        "qk_norm_rope B=2 segments=(2, 5, 4) K=16", "rms_norm_silu B=2",
+    } <= names  # fmt: skip
+
+
+def test_small_shapes_find_an_op_that_forgets_the_mask_or_the_batch(small, monkeypatch):
+    right = small.joint_attention
+    monkeypatch.setattr(small, "joint_attention", lambda q, k, v, mask=None: right(q, k[:1].expand_as(k), v))
+    monkeypatch.setattr(small, "ops", lambda head_dim, ops=small.ops: itertools.islice(ops(head_dim), 2))
+    monkeypatch.setattr(small, "WAYS", (("plain", small.plain, torch.float32, (16,)),))
+    assert [row["status"] for row in small.agreement(float("inf"))] == ["failed", "failed"]
+    assert {row["status"] for row in small.agreement(-1.0)} == {"skipped"}
 
 
 def test_the_whole_check_imports_with_five_packages_installed():
@@ -558,9 +840,9 @@ for module, names in packages_distributions().items():
 assert sys.modules["diffusers" if "diffusers" in sys.modules else "rich"] is None
 sys.path[:0] = {[str(FOLDER.parents[1] / part) for part in ("", "kernels/src", "packages/omnihuman-core/src")]!r}
 sys.path.insert(0, {str(FOLDER)!r})
-import gpu_check, cases, measure, dit, plot, tables
+import gpu_check, apart, cases, group, measure, dit, plot, report, small, tables, tiles
 from tests.kernels.agreement import assert_agrees
-assert set(cases.GROUPS) == set(gpu_check.GROUPS)
+assert {{*cases.GROUPS, "agreement", "tiles"}} == set(gpu_check.GROUPS)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
