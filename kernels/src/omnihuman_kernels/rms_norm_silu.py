@@ -24,6 +24,9 @@ from omnihuman_kernels._launch import PERSISTENT_PROGRAMS, launch, require_devic
 
 MOST_CHANNELS = 1024
 
+# Tiles in flight in backward, through shared memory: only two programs fit a multiprocessor, too few to hide loads.
+PREFETCH = 3
+
 
 @triton.jit
 def forward_kernel(
@@ -56,14 +59,14 @@ def backward_kernel(
     dy_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr,
     dy_stride_b, dy_stride_c, dy_stride_p, x_stride_b, x_stride_c, x_stride_p, dx_stride_b, dx_stride_c, dx_stride_p,
     channels, positions, front, tiles_a_sample, num_tiles, eps,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Tiles of positions, and their part of the weight's gradient."""
     c = tl.arange(0, BLOCK_C)
     wide = c.to(tl.int64)[:, None]
     weight = tl.load(weight_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_C,), tl.float32)
-    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), num_stages=STAGES):
         batch = tl.cast(tile // tiles_a_sample, tl.int64)
         p = tl.cast(tile % tiles_a_sample, tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = (c < channels)[:, None] & (p < positions)[None, :]
@@ -105,6 +108,14 @@ def _block(channels: int, *, contiguous: bool) -> tuple[int, int, int]:
     return block_c, block_p, min(16, max(4, block_c * block_p // 1024))
 
 
+def _backward_block(channels: int, *, contiguous: bool) -> tuple[int, int, int]:
+    """As :func:`_block`, with 16 numbers a thread: two programs with tiles in flight fit a multiprocessor's registers."""
+    block_c = triton.next_power_of_2(channels)
+    # 16 positions fill a sector; with 1024 channels as many would spill.
+    block_p = min(128, max(16 if contiguous else 4, 4096 // block_c), 8192 // block_c)
+    return block_c, block_p, min(16, max(4, block_c * block_p // 512))
+
+
 @torch.library.custom_op("omnihuman::rms_norm_silu", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, earlier: Tensor | None, front: int, eps: float) -> Tensor:
     require_device(x)
@@ -138,7 +149,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, front: int, eps: float) -> 
     dy = _dense(dy, like=x)
     batch, channels, frames, height, width = x.shape
     positions = frames * height * width
-    block_c, block_p, warps = _block(channels, contiguous=x.is_contiguous())
+    block_c, block_p, warps = _backward_block(channels, contiguous=x.is_contiguous())
     tiles = triton.cdiv(positions, block_p)
     programs = min(batch * tiles, PERSISTENT_PROGRAMS)
     dx = _empty_forward(x, weight, None, 0, eps)
@@ -147,7 +158,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, front: int, eps: float) -> 
         backward_kernel, (programs,), x,
         dy, x, weight, dx, dweight, *_strides(dy), *_strides(x), *_strides(dx),
         channels, positions, front * height * width, tiles, batch * tiles, eps,
-        BLOCK_C=block_c, BLOCK_P=block_p, num_warps=warps,
+        BLOCK_C=block_c, BLOCK_P=block_p, STAGES=PREFETCH, num_warps=warps,
     )  # fmt: skip
     return dx, dweight.sum(0).to(weight.dtype)
 
