@@ -207,7 +207,7 @@ ATTENTION_TILES: dict[str, dict[str, dict[int, Tile]]] = {
         "blackwell": {128: _tma(128, 64, 8, 3), **_same(_tma(128, 64, 8, 3))},
         "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
     },
-    # In one pass: only where sums go through descriptors. At head dim 128 triton 3.6 and 3.8 spill with 128 keys, and
+    # In one pass: only where sums go through descriptors. At head dim 128 compilers spill with 128 keys, and
     # tiles of fewer keys move more to and from the cache than the products they save; such heads take the two passes.
     "backward": {"hopper": _same(_tma(64, 128, 8, 2))},
     "backward_q": {

@@ -109,7 +109,7 @@ def _block(channels: int, *, contiguous: bool) -> tuple[int, int, int]:
 
 
 def _backward_block(channels: int, *, contiguous: bool) -> tuple[int, int, int]:
-    """As :func:`_block`, with 16 numbers a thread: two programs with tiles in flight fit a multiprocessor's registers."""
+    """As :func:`_block`, with 16 numbers a thread, so that the registers of a multiprocessor take two programs."""
     block_c = triton.next_power_of_2(channels)
     # 16 positions fill a sector; with 1024 channels as many would spill.
     block_p = min(128, max(16 if contiguous else 4, 4096 // block_c), 8192 // block_c)
