@@ -81,8 +81,10 @@ def forward_kernel(
     weight = tl.load(weight_ptr + dims).to(tl.float32)
     q_start = q_ptr + batch * q_stride_b + frame * q_stride_t + head * q_stride_n
     out_start = out_ptr + ((batch * frames + frame) * num_queries * num_heads + head) * HEAD_DIM
-    for step in range(TILES):
-        rows = (tl.program_id(0) * TILES + step) * QUERIES + tl.arange(0, QUERIES)
+    # The last program of a frame has fewer tiles than the others.
+    first = tl.program_id(0) * TILES * QUERIES
+    for step in range(tl.minimum(TILES, tl.cdiv(num_queries - first, QUERIES))):
+        rows = first + step * QUERIES + tl.arange(0, QUERIES)
         valid = rows < num_queries
         wide = rows.to(tl.int64)[:, None]
         q = tl.load(q_start + wide * q_stride_p + dims[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
