@@ -40,6 +40,7 @@ def run_modulation():
     gated_residual._forward._init_fn(x, x, a, SEGMENTS)
     gated_residual._backward._init_fn(x, x, a, SEGMENTS)
     modulated_norm._forward._init_fn(x, a, b, SEGMENTS, EPS)
+    modulated_norm._backward._init_fn(x, x, a, b, stat, stat, SEGMENTS)
     modulated_norm._residual_forward._init_fn(x, x, a, b, c, SEGMENTS, EPS)
     modulated_norm._residual_backward._init_fn(x, x, x, x, a, b, c, stat, stat, SEGMENTS)
 

@@ -33,8 +33,9 @@ from omnihuman_kernels._segments import (
     sum_chunks,
 )
 
-# Rows in flight in backward, through shared memory: its sums take the registers that more programs would need.
-PREFETCH = 3
+# Rows in flight in backward, through shared memory: its sums take the registers that more programs would need. The norm
+# alone has fewer operands; with three triton 3.6 makes a kernel for Blackwell that spills.
+PREFETCH, PREFETCH_ALONE = 3, 4
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -171,7 +172,8 @@ def _run_backward(
         given, dy, stream, x, gate, scale, mean, rstd, dresidual, dresidual if dx is None else dx, partial,
         *given.stride()[:2], *dy.stride()[:2], *stream.stride()[:2], *x.stride()[:2],
         *gate.stride()[:2], *scale.stride()[:2], segment_ends(segments), length, width,
-        GATED=gated, HAS_DSTREAM=dstream is not None, ROWS=rows, BLOCK_D=block, STAGES=PREFETCH, num_warps=warps,
+        GATED=gated, HAS_DSTREAM=dstream is not None, ROWS=rows, BLOCK_D=block,
+        STAGES=PREFETCH if gated else PREFETCH_ALONE, num_warps=warps,
     )  # fmt: skip
     return sum_chunks(partial, segments, rows)
 
