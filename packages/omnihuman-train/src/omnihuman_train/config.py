@@ -280,3 +280,13 @@ class TrainConfig:
         total = sum(stage.steps for stage in self.stages)
         if total != self.run.steps:
             raise ValueError(f"run.steps is {self.run.steps}, but the stages add up to {total}; make them equal")
+
+
+def check_trial(steps: int) -> None:
+    """Check the steps of a trial.
+
+    Raises:
+        ValueError: ``steps`` is less than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"--trial must be at least 1, got {steps}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omnihuman_core.config import to_toml
 from omnihuman_core.plugins import plugin
-from omnihuman_train.config import TrainConfig
+from omnihuman_train.config import TrainConfig, check_trial
 from omnihuman_train.devices import check_device
 from omnihuman_train.distributed.mesh import leave, processes, rank
 from omnihuman_train.folders import make_folder
@@ -90,8 +90,7 @@ def shortened(config: TrainConfig, steps: int) -> TrainConfig:
     Raises:
         ValueError: ``steps`` is less than 1.
     """
-    if steps < 1:
-        raise ValueError(f"--trial must be at least 1, got {steps}")
+    check_trial(steps)
     stages = tuple(replace(stage, steps=min(stage.steps, steps)) for stage in config.stages)
     return replace(
         config,

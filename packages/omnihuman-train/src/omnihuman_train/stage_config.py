@@ -15,7 +15,7 @@ from typing import Any
 from omnihuman_core.config import from_table, read_toml, to_toml
 from omnihuman_core.model_dir import GenerationSettings
 from omnihuman_core.plugins import plugin
-from omnihuman_train.config import FlowConfig, RunConfig, SegmentConfig
+from omnihuman_train.config import FlowConfig, RunConfig, SegmentConfig, check_trial
 from omnihuman_train.data.stream import StreamConfig
 from omnihuman_train.distributed.activation_checkpoint import CheckpointMode
 from omnihuman_train.lora import LoraSettings
@@ -230,8 +230,7 @@ def shortened(config: StageConfig, steps: int) -> StageConfig:
     Raises:
         ValueError: ``steps`` is less than 1.
     """
-    if steps < 1:
-        raise ValueError(f"--trial must be at least 1, got {steps}")
+    check_trial(steps)
     stage = replace(config.stage, steps=min(config.stage.steps, steps))
     return replace(config, stages=(*config.stages[:-1], stage), run=replace(config.run, steps=stage.steps))
 

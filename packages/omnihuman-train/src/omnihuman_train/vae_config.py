@@ -10,7 +10,7 @@ from omnihuman_core.config import from_table
 from omnihuman_core.contracts import LatentSpec
 from omnihuman_core.plugins import plugin
 from omnihuman_train.adversarial import DiscriminatorConfig
-from omnihuman_train.config import ClipsConfig, RunConfig
+from omnihuman_train.config import ClipsConfig, RunConfig, check_trial
 from omnihuman_train.data.plan import BatchConfig
 from omnihuman_train.data.stream import StreamConfig
 from omnihuman_train.data.video_stream import open_clips
@@ -144,8 +144,7 @@ def shortened(config: VAETrainConfig, steps: int) -> VAETrainConfig:
     Raises:
         ValueError: ``steps`` is less than 1.
     """
-    if steps < 1:
-        raise ValueError(f"--trial must be at least 1, got {steps}")
+    check_trial(steps)
     return replace(
         config,
         run=replace(config.run, steps=min(config.run.steps, steps)),
