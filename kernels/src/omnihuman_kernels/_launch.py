@@ -189,24 +189,22 @@ def _plain(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Tile:
     return Tile(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
 
 
+def _forward(blackwell: dict[int, Tile]) -> dict[str, dict[int, Tile]]:
+    """Forward tiles: a mask changes them on Blackwell alone."""
+    return {
+        "hopper": {
+            128: _tma(128, 128, 4, 2, warp_specialize=True),
+            **_same(_tma(128, 128, 4, 3, warp_specialize=True)),
+        },
+        "blackwell": blackwell,
+        "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
+    }
+
+
 # kind -> architecture -> head dim.
 ATTENTION_TILES: dict[str, dict[str, dict[int, Tile]]] = {
-    "forward": {
-        "hopper": {
-            128: _tma(128, 128, 4, 2, warp_specialize=True),
-            **_same(_tma(128, 128, 4, 3, warp_specialize=True)),
-        },
-        "blackwell": {128: _tma(128, 128, 8, 2), **_same(_tma(128, 128, 8, 3))},
-        "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
-    },
-    "forward_masked": {
-        "hopper": {
-            128: _tma(128, 128, 4, 2, warp_specialize=True),
-            **_same(_tma(128, 128, 4, 3, warp_specialize=True)),
-        },
-        "blackwell": {128: _tma(128, 64, 8, 3), **_same(_tma(128, 64, 8, 3))},
-        "plain": {128: _plain(128, 64, 8, 3), **_same(_plain(128, 64, 4, 3))},
-    },
+    "forward": _forward({128: _tma(128, 128, 8, 2), **_same(_tma(128, 128, 8, 3))}),
+    "forward_masked": _forward({128: _tma(128, 64, 8, 3), **_same(_tma(128, 64, 8, 3))}),
     # In one pass: only where sums go through descriptors. At head dim 128 compilers spill with 128 keys, and
     # tiles of fewer keys move more to and from the cache than the products they save; such heads take the two passes.
     "backward": {"hopper": _same(_tma(64, 128, 8, 2))},
