@@ -90,6 +90,19 @@ def _beside(attended: Tensor, hidden: Tensor) -> Tensor:
     return joined
 
 
+def _apart(x: Tensor, lengths: Segments) -> list[Tensor]:
+    """The streams that lie side by side in ``x (B, L + S, D)``: ``(B, L, D)`` and ``(B, S, D)``."""
+    batch = x.shape[0]
+    if batch == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return list(x.split_with_sizes(lengths, dim=1))
+    # Products want each stream of a batch in one piece, and one kernel copies them all. Backward would pay for that
+    # with several, and compiled code would be bound to a batch size.
+    samples = [sample.split_with_sizes(lengths) for sample in x]
+    joined = torch.cat([part for stream in zip(*samples, strict=True) for part in stream])  # (B * L + B * S, D)
+    streams = joined.split_with_sizes([batch * length for length in lengths])
+    return [rearrange(stream, "(B L) D -> B L D", B=batch) for stream in streams]
+
+
 class Stream(nn.Module):
     """The weights of one stream of a double block."""
 
@@ -152,7 +165,7 @@ class DoubleStreamBlock(nn.Module):
             text_qkv = self._qkv(self.text, text, text_shift, text_scale, words)
             qkv = torch.cat([qkv, text_qkv], dim=1)  # (B, L + S, 3 D)
             attended = self._attend(qkv, [self.video, self.text], (visual, *words), inputs)
-            attended, text_attended = attended.split_with_sizes((visual, *words), dim=1)
+            attended, text_attended = _apart(attended, (visual, *words))
             text, change = self._change(self.text, text, text_attended, text_rest, words)
             text = self.ops.gated_residual(text, change, text_gate, segments=words)
         video, change = self._change(self.video, video, attended, rest, inputs.segments)
