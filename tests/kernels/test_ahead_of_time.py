@@ -178,6 +178,17 @@ def test_attention_elsewhere(monkeypatch, head_dim):
         assert kernel.count("HMMA"), name
 
 
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_the_backward_of_qk_norm_rope_prefetches(monkeypatch, arch):
+    """All that a tile reads of q and k, their gradients and the tables, with one segment and with two."""
+    for name, kernel in compiled(monkeypatch, arch, qk_norm_rope, run_qk_norm_rope):
+        if name == "backward_kernel":
+            # In the loop, and as many before it.
+            assert kernel.count(r"LDGSTS\.E\S*\.128") == 2 * 6
+            # Four programs of four warps share a multiprocessor, which is what launches count on.
+            assert 4 * kernel.shared <= SHARED_LIMIT[arch]
+
+
 EVERYTHING = [_segments, frame_cross_attention, gated_residual, modulated_norm, qk_norm_rope, rms_norm_silu]
 EVERYTHING.append(joint_attention)
 

@@ -19,14 +19,18 @@ from torch import Tensor
 
 Architecture = Literal["hopper", "blackwell", "plain", "interpreter"]
 
-# Block counts that fill any current GPU a few times over, for kernels that loop over rows.
-PERSISTENT_PROGRAMS = 1024
+# Programs for each multiprocessor of a kernel that runs over rows in a loop. One, two or four of them fit at once on
+# every GPU, so they take whole rounds and end together; more would leave more sums to add up.
+LOOPING_PROGRAMS = 4
+
+# Multiprocessors of an H100, for where there is no GPU to ask: in the interpreter, and where kernels are only compiled.
+MULTIPROCESSORS = 132
 
 # Arguments that change with every clip and prompt. Kernels are not specialised on them: one binary serves all lengths,
 # and it is the one that the tests compiled.
 LENGTHS = (
     "length", "num_rows", "num_tiles", "num_chunks", "num_queries", "len_q", "len_k",
-    "lse_stride_b", "lse_stride_n", "mask_stride_b", "bias_stride_b",
+    "lse_stride_b", "lse_stride_n", "mask_stride_b", "bias_stride_b", "rows_a_chunk",
 )  # fmt: skip
 
 # Programs along the second and the third axis of a grid, at most.
@@ -75,6 +79,17 @@ def require_device(x: Tensor) -> None:
 @cache
 def _capability(index: int) -> int:
     return torch.cuda.get_device_capability(index)[0]
+
+
+@cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def looping_programs(x: Tensor) -> int:
+    """Programs of a kernel that runs over rows in a loop, on the device that holds ``x``."""
+    there = x.device.type == "cuda"
+    return LOOPING_PROGRAMS * (_multiprocessors(x.device.index or 0) if there else MULTIPROCESSORS)
 
 
 def architecture(x: Tensor) -> Architecture:

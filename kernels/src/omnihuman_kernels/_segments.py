@@ -16,17 +16,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import LENGTHS, PERSISTENT_PROGRAMS, launch
+from omnihuman_kernels._launch import LENGTHS, launch
 
 FORWARD_ROWS = 4
-MOST_BACKWARD_ROWS = 64
+
+# Chunks and numbers of a row that a program of the sum takes at a time: a row of 128 bytes, so that even one long
+# segment of one sample makes a program for most multiprocessors, and enough rows that memory is busy while each waits.
+SUM_ROWS, SUM_WIDTH = 128, 32
 
 # Numbers of a row that a warp holds, at most: more would not fit its registers next to the sums.
 PER_WARP = 512
 
 
 @triton.jit
-def chunk_rows(chunk, ends, ROWS: tl.constexpr):
+def chunk_rows(chunk, ends, rows):
     """Segment of a chunk (64 bits), its first row and the one after its last; ``ends``: rows where segments end."""
     segment = 0
     first = 0
@@ -35,12 +38,12 @@ def chunk_rows(chunk, ends, ROWS: tl.constexpr):
     before = 0
     for index in tl.static_range(len(ends)):
         end = ends[index]
-        count = (end - begin + ROWS - 1) // ROWS
+        count = (end - begin + rows - 1) // rows
         inside = (chunk >= before) & (chunk < before + count)
-        start = begin + (chunk - before) * ROWS
+        start = begin + (chunk - before) * rows
         segment = tl.where(inside, index, segment)
         first = tl.where(inside, start, first)
-        last = tl.where(inside, tl.minimum(start + ROWS, end), last)
+        last = tl.where(inside, tl.minimum(start + rows, end), last)
         before += count
         begin = end
     return tl.cast(segment, tl.int64), first, last
@@ -48,8 +51,8 @@ def chunk_rows(chunk, ends, ROWS: tl.constexpr):
 
 @triton.jit(do_not_specialize=LENGTHS)
 def sum_kernel(
-    partial_ptr, total_ptr, ends, num_chunks, num_segments, width,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    partial_ptr, total_ptr, ends, rows_a_chunk, num_chunks, num_segments, width,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds up, per sample and segment, the partial sums that the chunks of rows left."""
     dims = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -61,7 +64,7 @@ def sum_kernel(
     last = 0
     before = 0
     for index in tl.static_range(len(ends)):
-        count = (ends[index] - begin + ROWS - 1) // ROWS
+        count = (ends[index] - begin + rows_a_chunk - 1) // rows_a_chunk
         first = tl.where(segment == index, before, first)
         last = tl.where(segment == index, before + count, last)
         before += count
@@ -96,9 +99,13 @@ def num_chunks(segments: list[int], rows: int) -> int:
     return sum(-(-length // rows) for length in segments)
 
 
-def backward_rows(tokens: int) -> int:
-    """Rows of a chunk in backward: long enough to add up little, short enough to fill a GPU."""
-    return max(FORWARD_ROWS, min(MOST_BACKWARD_ROWS, triton.next_power_of_2(tokens // PERSISTENT_PROGRAMS + 1)))
+def backward_rows(batch: int, segments: list[int], programs: int) -> int:
+    """Rows of a chunk in backward: the fewest for which all samples have at most ``programs`` chunks.
+
+    Each segment may end in a shorter chunk, so that many programs are set aside.
+    """
+    whole = max(1, programs - batch * len(segments))
+    return max(FORWARD_ROWS, -(-batch * sum(segments) // whole))
 
 
 def row_block(width: int) -> tuple[int, int]:
@@ -120,10 +127,9 @@ def sum_chunks(partial: Tensor, segments: list[int], rows: int) -> Tensor:
     """
     amount, batch, chunks, width = partial.shape
     total = partial.new_empty((amount, batch, len(segments), width))
-    block = min(128, triton.next_power_of_2(width))
     launch(
-        sum_kernel, (triton.cdiv(width, block), batch * len(segments), amount), partial,
-        partial, total, segment_ends(segments), chunks, len(segments), width,
-        ROWS=rows, BLOCK=16, BLOCK_D=block, num_warps=4,
+        sum_kernel, (triton.cdiv(width, SUM_WIDTH), batch * len(segments), amount), partial,
+        partial, total, segment_ends(segments), rows, chunks, len(segments), width,
+        BLOCK=SUM_ROWS, BLOCK_D=SUM_WIDTH, num_warps=4,
     )  # fmt: skip
     return total

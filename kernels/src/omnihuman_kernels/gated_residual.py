@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import LENGTHS, launch, require_device, unit_stride
+from omnihuman_kernels._launch import LENGTHS, launch, looping_programs, require_device, unit_stride
 from omnihuman_kernels._segments import (
     FORWARD_ROWS,
     backward_rows,
@@ -53,12 +53,12 @@ def forward_kernel(
 def backward_kernel(
     dy_ptr, x_ptr, gate_ptr, dx_ptr, partial_ptr,
     dy_stride_b, dy_stride_l, x_stride_b, x_stride_l, g_stride_b, g_stride_s,
-    ends, length, width,
-    ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ends, rows_a_chunk, length, width,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A chunk of rows of one segment, and its part of the gate's gradient."""
     batch = tl.program_id(1).to(tl.int64)
-    segment, first, last = chunk_rows(tl.program_id(0), ends, ROWS)
+    segment, first, last = chunk_rows(tl.program_id(0), ends, rows_a_chunk)
     dims = tl.arange(0, BLOCK_D)
     inside = dims < width
     gate = tl.load(gate_ptr + batch * g_stride_b + segment * g_stride_s + dims, mask=inside, other=0.0).to(tl.float32)
@@ -97,7 +97,7 @@ def _backward(dy: Tensor, x: Tensor, gate: Tensor, segments: list[int]) -> tuple
     require_device(x)
     dy, x, gate = unit_stride(dy), unit_stride(x), unit_stride(gate)
     batch, length, width = x.shape
-    rows = backward_rows(batch * length)
+    rows = backward_rows(batch, segments, looping_programs(x))
     chunks = num_chunks(segments, rows)
     dx = x.new_empty(x.shape)
     partial = x.new_empty((1, batch, chunks, width), dtype=torch.float32)
@@ -105,7 +105,7 @@ def _backward(dy: Tensor, x: Tensor, gate: Tensor, segments: list[int]) -> tuple
     launch(
         backward_kernel, (chunks, batch), x,
         dy, x, gate, dx, partial, *dy.stride()[:2], *x.stride()[:2], *gate.stride()[:2],
-        segment_ends(segments), length, width, ROWS=rows, BLOCK_D=block, num_warps=warps,
+        segment_ends(segments), rows, length, width, BLOCK_D=block, num_warps=warps,
     )  # fmt: skip
     return dx, sum_chunks(partial, segments, rows)[0].to(gate.dtype)
 

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import LENGTHS, launch, require_device, unit_stride
+from omnihuman_kernels._launch import LENGTHS, launch, looping_programs, require_device, unit_stride
 from omnihuman_kernels._segments import (
     FORWARD_ROWS,
     backward_rows,
@@ -81,13 +81,12 @@ def backward_kernel(
     dstream_ptr, dy_ptr, stream_ptr, x_ptr, gate_ptr, scale_ptr, mean_ptr, rstd_ptr, dresidual_ptr, dx_ptr, partial_ptr,
     ds_stride_b, ds_stride_l, dy_stride_b, dy_stride_l, s_stride_b, s_stride_l, x_stride_b, x_stride_l,
     gate_stride_b, gate_stride_s, scale_stride_b, scale_stride_s,
-    ends, length, width,
-    GATED: tl.constexpr, HAS_DSTREAM: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
+    ends, rows_a_chunk, length, width,
+    GATED: tl.constexpr, HAS_DSTREAM: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """A chunk of rows of one segment, and its part of the modulations' gradients."""
     batch = tl.program_id(1).to(tl.int64)
-    segment, first, last = chunk_rows(tl.program_id(0), ends, ROWS)
+    segment, first, last = chunk_rows(tl.program_id(0), ends, rows_a_chunk)
     dims = tl.arange(0, BLOCK_D)
     inside = dims < width
     scale = tl.load(scale_ptr + batch * scale_stride_b + segment * scale_stride_s + dims, mask=inside, other=0.0)
@@ -163,7 +162,7 @@ def _run_backward(
     x = stream if x is None else unit_stride(x)
     gate = scale if gate is None else unit_stride(gate)
     batch, length, width = stream.shape
-    rows = backward_rows(batch * length)
+    rows = backward_rows(batch, segments, looping_programs(x))
     chunks = num_chunks(segments, rows)
     partial = mean.new_empty((3 if gated else 2, batch, chunks, width))
     block, warps = row_block(width)
@@ -171,8 +170,8 @@ def _run_backward(
         backward_kernel, (chunks, batch), dy,
         given, dy, stream, x, gate, scale, mean, rstd, dresidual, dresidual if dx is None else dx, partial,
         *given.stride()[:2], *dy.stride()[:2], *stream.stride()[:2], *x.stride()[:2],
-        *gate.stride()[:2], *scale.stride()[:2], segment_ends(segments), length, width,
-        GATED=gated, HAS_DSTREAM=dstream is not None, ROWS=rows, BLOCK_D=block,
+        *gate.stride()[:2], *scale.stride()[:2], segment_ends(segments), rows, length, width,
+        GATED=gated, HAS_DSTREAM=dstream is not None, BLOCK_D=block,
         STAGES=PREFETCH if gated else PREFETCH_ALONE, num_warps=warps,
     )  # fmt: skip
     return sum_chunks(partial, segments, rows)

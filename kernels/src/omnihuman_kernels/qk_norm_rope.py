@@ -23,13 +23,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import LENGTHS, PERSISTENT_PROGRAMS, launch, require_device, unit_stride
+from omnihuman_kernels._launch import LENGTHS, launch, looping_programs, require_device, unit_stride
 from omnihuman_kernels._segments import check_segments, segment_ends
 
 HeadWeight = Tensor | tuple[Tensor, ...]
 
 # Numbers one program holds: eight 128-wide heads for four warps is what makes 128-bit loads and stores.
 ELEMENTS = 1024
+
+# Tiles in flight in backward, through shared memory: four programs of four warps on a multiprocessor hide few loads.
+PREFETCH = 2
 
 # Heads in all whose numbers, up to the end of the last tile, fit 32 bits.
 MOST_ROWS = 2**31 - ELEMENTS
@@ -144,7 +147,7 @@ def backward_kernel(
     dqo_stride_b, dqo_stride_l, dqo_stride_n, dko_stride_b, dko_stride_l, dko_stride_n,
     q_stride_b, q_stride_l, q_stride_n, k_stride_b, k_stride_l, k_stride_n,
     ends, num_rows, length, num_heads, num_tiles,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SLOTS: tl.constexpr,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SLOTS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Tiles of heads of q and k, and their part of the weights' gradients."""
     program = tl.program_id(0)
@@ -153,7 +156,7 @@ def backward_kernel(
     slots = tl.arange(0, SLOTS)
     dq_weight = tl.zeros((SLOTS, HEAD_DIM), tl.float32)
     dk_weight = tl.zeros((SLOTS, HEAD_DIM), tl.float32)
-    for tile in range(program, num_tiles, tl.num_programs(0)):
+    for tile in tl.range(program, num_tiles, tl.num_programs(0), num_stages=STAGES):
         row, batch, position, head, valid = _rows(tile, num_rows, num_heads, length, HEADS)
         q_weight = _weight_of(q_weight_ptrs, ends, position, HEAD_DIM)
         k_weight = _weight_of(k_weight_ptrs, ends, position, HEAD_DIM)
@@ -253,7 +256,7 @@ def _backward(
     cos, sin = cos.contiguous(), sin.contiguous()
     q_weights, k_weights = ([unit_stride(w) for w in ws] for ws in (q_weights, k_weights))
     heads, tiles = _tiling(q)
-    programs = min(tiles, PERSISTENT_PROGRAMS)
+    programs = min(tiles, looping_programs(q))
     dq, dk = q.new_empty(q.shape), q.new_empty(q.shape)
     dweight = q.new_empty((programs, 2, len(segments), q.shape[3]), dtype=torch.float32)
     launch(
@@ -261,7 +264,7 @@ def _backward(
         dq_out, dk_out, q, k, tuple(q_weights), tuple(k_weights), cos, sin, q_rstd, k_rstd, dq, dk, dweight,
         *dq_out.stride()[:3], *dk_out.stride()[:3], *q.stride()[:3], *k.stride()[:3],
         segment_ends(segments), q.shape[:3].numel(), q.shape[1], q.shape[2], tiles,
-        HEADS=heads, HEAD_DIM=q.shape[3], SLOTS=triton.next_power_of_2(len(segments)), num_warps=4,
+        HEADS=heads, HEAD_DIM=q.shape[3], SLOTS=triton.next_power_of_2(len(segments)), STAGES=PREFETCH, num_warps=4,
     )  # fmt: skip
     return dq, dk, dweight.sum(0)
 

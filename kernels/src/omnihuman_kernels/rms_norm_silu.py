@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from omnihuman_kernels._launch import PERSISTENT_PROGRAMS, launch, require_device, unit_stride
+from omnihuman_kernels._launch import launch, looping_programs, require_device, unit_stride
 
 MOST_CHANNELS = 1024
 
@@ -151,7 +151,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, front: int, eps: float) -> 
     positions = frames * height * width
     block_c, block_p, warps = _backward_block(channels, contiguous=x.is_contiguous())
     tiles = triton.cdiv(positions, block_p)
-    programs = min(batch * tiles, PERSISTENT_PROGRAMS)
+    programs = min(batch * tiles, looping_programs(x))
     dx = _empty_forward(x, weight, None, 0, eps)
     dweight = x.new_empty((programs, channels), dtype=torch.float32)
     launch(
