@@ -3,9 +3,10 @@ import functools
 import pytest
 import torch
 
+from omnihuman_kernels import frame_cross_attention as module
 from omnihuman_kernels.frame_cross_attention import _backward, _forward, frame_cross_attention
 from tests.kernels import references
-from tests.kernels.agreement import DTYPES, assert_agrees
+from tests.kernels.agreement import DTYPES, assert_agrees, gradients
 
 EPS = 1e-6
 OURS = functools.partial(frame_cross_attention, eps=EPS)
@@ -60,6 +61,47 @@ def test_every_output_is_written():
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(x.isfinite().all() for x in (out, *grads))
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Queries that count, in each tile of queries that a program looks at."""
+    seen = []
+    prologue = module._prologue
+
+    def watch(q, weight, valid, *others):
+        seen.append(int(valid.handle.data.sum()))
+        return prologue(q, weight, valid, *others)
+
+    monkeypatch.setattr(module, "_prologue", watch)
+    return seen
+
+
+def poisoned(x):
+    """The same numbers, with what is no number around each frame: before its first token, after its last."""
+    around = torch.full((*x.shape[:2], x.shape[2] + 64, *x.shape[3:]), torch.nan)
+    around[:, :, 32:-32] = x
+    return around[:, :, 32:-32]
+
+
+# A tile has 16 queries here, and a forward program at most 8 tiles.
+@pytest.mark.parametrize("queries", [1, 16, 17, 127, 128, 129, 144, 145, 255, 256, 257])
+def test_programs_stop_at_the_last_query_of_a_frame(tiles, queries):
+    """A tile too few leaves outputs unwritten and gradients short; one too many has no query and costs its products."""
+    inputs = [x.float() for x in make(1, 2, queries, 5, 1, 16)]
+    whole, rest = divmod(queries, 16)
+    counted = sorted(2 * ([16] * whole + [rest] * (rest > 0)))
+    torch.use_deterministic_algorithms(True)
+    try:
+        # Outputs start as what is no number, too.
+        out = _forward(*(poisoned(x) for x in inputs[:3]), inputs[3], EPS)
+        forward, tiles[:] = sorted(tiles), []
+        grads = _backward(poisoned(torch.ones_like(out)), *(poisoned(x) for x in inputs[:3]), inputs[3], EPS)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert forward == sorted(tiles) == counted
+    truth = gradients(REFERENCE, inputs, [torch.ones_like(out)])
+    torch.testing.assert_close([out, *grads], truth, rtol=1e-4, atol=1e-5)
 
 
 def test_opcheck_and_compile():
