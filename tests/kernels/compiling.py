@@ -133,7 +133,8 @@ def source_of(launched: Launched) -> ASTSource:
 def compile_for(launched: Launched, arch: int) -> Compiled:
     """Compile a recorded launch for compute capability ``arch / 10``."""
     source = source_of(launched)
-    options = {k: v for k, v in launched.options.items() if k not in launched.kernel.arg_names}
+    asked = {k: v for k, v in launched.options.items() if k not in launched.kernel.arg_names}
+    options = _launch.COMPILE_OPTIONS | asked
     built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"

@@ -152,6 +152,22 @@ def test_attention_on_hopper(monkeypatch, head_dim, options):
             assert_has_producer(name, kernel)
 
 
+@pytest.mark.parametrize("default", ["0", "1", None])
+def test_products_and_sums_are_fused_whatever_the_default(monkeypatch, recwarn, default):
+    """Triton 3.9 fuses unasked, and warns that 3.10 will not."""
+    if default is None:
+        monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION", raising=False)
+    else:
+        monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", default)
+    q, sizes = meta(1, LENGTH, HEADS, 64), (None, None, None, LENGTH, LENGTH)
+    ((name, kernel),) = compiled(
+        monkeypatch, 90, joint_attention, lambda: joint_attention._forward._init_fn(q, q, q, *sizes)
+    )
+    assert_fits(name, kernel, 90)
+    assert kernel.count(r"\bFFMA\b") >= kernel.count(r"MUFU\.EX2") > 0
+    assert not [warning for warning in recwarn if "FP_FUSION" in str(warning.message)]
+
+
 def test_attention_on_blackwell(monkeypatch):
     for name, kernel in compiled(monkeypatch, 100, joint_attention, run_attention):
         assert_fits(name, kernel, 100)

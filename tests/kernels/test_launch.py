@@ -37,7 +37,7 @@ def gpu(monkeypatch):
 
 def test_kernels_run_on_the_device_of_their_tensors(gpu):
     gpu.run((3, 2), BLOCK=4)
-    assert gpu.launches == [((3, 2), 1, (7,), {"BLOCK": 4})]
+    assert gpu.launches == [((3, 2), 1, (7,), {"BLOCK": 4, "enable_fp_fusion": True})]
     assert gpu.current == 0
     assert gpu.allocator is None
 
