@@ -727,6 +727,16 @@ def test_documents_have_the_measurements_and_only_those(check):
         assert tables.fill(document.read_text(), results) == document.read_text(), document
 
 
+def test_documents_say_how_to_read_every_group_and_result(modules):
+    text = (FOLDER.parents[1] / "docs/kernels.md").read_text()
+    section = text.split("## Check on a GPU")[1].split("\n## ")[0]
+    source = "".join(path.read_text() for path in FOLDER.glob("*.py"))
+    statuses = set(re.findall(r'"status": "([a-z ]+)"', source)) - {"begins"}
+    assert {"agrees", "measured", "failed", "skipped", "alternative", "alternative failed"} <= statuses
+    for name in ("canary", *modules.gpu_check.GROUPS, *statuses):
+        assert f"`{name}`" in section, name
+
+
 def test_tables_are_filled_by_gpu_op_and_length(check):
     import tables
 
