@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "interpreted"
+PATHS = [*sorted(FOLDER.glob("test_*.py")), FOLDER / "gpu_check"]
 
 
-def test_there_is_something_to_run():
-    assert list(FOLDER.glob("test_*.py"))
+def test_every_test_is_run():
+    files = [file for path in PATHS for file in ([path] if path.is_file() else path.glob("test_*.py"))]
+    assert len(files) > len(PATHS)
+    assert sorted(files) == sorted(FOLDER.rglob("test_*.py"))
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("test_*.py")), ids=lambda path: path.stem.removeprefix("test_"))
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem.removeprefix("test_"))
 def test_in_interpreter(path):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(path)],
