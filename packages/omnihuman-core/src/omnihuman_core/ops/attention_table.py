@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -155,14 +154,17 @@ def check_place(path: Path) -> None:
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
     """An empty file beside ``path`` that is gone afterwards, unless it was moved."""
+    # It brings safetensors, which ops do without.
+    from omnihuman_core.checkpoint import create_part
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".omnihuman-", suffix=".part", dir=path.parent)
+        handle, part = create_part(path)
         os.close(handle)
         try:
-            yield Path(name)
+            yield part
         finally:
-            Path(name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise TableError(f"{path}: cannot be written ({error.strerror}); choose another place with --out") from None
 
