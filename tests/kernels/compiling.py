@@ -28,7 +28,7 @@ ARCHITECTURES = {80: "plain", 90: "hopper", 100: "blackwell"}
 
 # Most shared memory one program may ask for: A100, H100, B200.
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.bool: "i1"}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.bool: "u1"}
 
 
 @dataclass(frozen=True, kw_only=True)
