@@ -6,7 +6,7 @@ import torch
 
 from omnihuman_conditions.audio.alignment import adjacent_frames, align, group_to_latent_frames
 from omnihuman_conditions.audio.log_mel import LogMelConfig, LogMelExtractor
-from omnihuman_core.contracts.encoder import AudioFeatures
+from omnihuman_core.contracts.extractor import AudioFeatures
 from omnihuman_core.contracts.latents import LatentSpec
 
 

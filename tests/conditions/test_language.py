@@ -39,7 +39,7 @@ from omnihuman_conditions.language.qwen import (
     Qwen25VLTextExtractor,
 )
 from omnihuman_conditions.language.t5 import T5TextConfig, T5TextExtractor
-from omnihuman_core.testing.encoder import FeatureExtractorConformance
+from omnihuman_core.testing import FeatureExtractorConformance
 
 from .tiny_text import VOCAB_SIZE, save_tokenizer
 

@@ -9,7 +9,6 @@ from transformers.audio_utils import mel_filter_bank, spectrogram
 
 from omnihuman_conditions.audio.log_mel import LogMelConfig, LogMelExtractor, mel_filters
 from omnihuman_conditions.audio.loudness import active_level_db, normalise_loudness
-from omnihuman_core.testing.encoder import FeatureExtractorConformance
 
 RATE = 16000
 
@@ -131,13 +130,3 @@ def test_silence_helper_and_refusals() -> None:
 def test_config_refuses(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="LogMelConfig"):
         LogMelConfig(**{**LogMelConfig.tiny().__dict__, **change})
-
-
-class TestConformance(FeatureExtractorConformance):
-    @pytest.fixture
-    def extractor(self) -> LogMelExtractor:
-        return LogMelExtractor(LogMelConfig.tiny())
-
-    @pytest.fixture
-    def raw(self) -> torch.Tensor:
-        return noise(0.3, -20).repeat(2, 1)

@@ -8,7 +8,6 @@ import torch
 from omnihuman_conditions.pose.files import save_pose
 from omnihuman_conditions.pose.keypoints import LEFT_HAND, LIMBS, RIGHT_HAND, PoseSequence
 from omnihuman_conditions.pose.skeleton import SkeletonConfig, SkeletonExtractor
-from omnihuman_core.testing.encoder import FeatureExtractorConformance
 
 
 def only(points: dict[int, tuple[float, float]], frames: int = 1, score: float = 1.0) -> torch.Tensor:
@@ -117,16 +116,3 @@ def test_load_resamples_and_refusals(tmp_path: Path) -> None:
     for fields in ({"hands": "gloves"}, {"line_width": 0.0}, {"disc_radius": 2.0}):
         with pytest.raises(ValueError, match=f"SkeletonConfig.{next(iter(fields))}"):
             SkeletonConfig(**{**SkeletonConfig.tiny().__dict__, **fields})
-
-
-class TestConformance(FeatureExtractorConformance):
-    def extract(self, extractor: SkeletonExtractor, raw: torch.Tensor) -> torch.Tensor:
-        return extractor.extract(raw, size=(32, 48))
-
-    @pytest.fixture
-    def extractor(self) -> SkeletonExtractor:
-        return SkeletonExtractor(SkeletonConfig.full())
-
-    @pytest.fixture
-    def raw(self) -> torch.Tensor:
-        return torch.rand(3, 133, 3, generator=torch.Generator().manual_seed(0))

@@ -9,9 +9,7 @@ from omnihuman_conditions.text import (
     ByteTextExtractor,
     ByteTextExtractorConfig,
 )
-from omnihuman_core.contracts.encoder import TextFeatures
-from omnihuman_core.testing.encoder import ConditionEncoderConformance, FeatureExtractorConformance
-from omnihuman_core.testing.numerics import randomize
+from omnihuman_core.contracts.extractor import TextFeatures
 
 EXTRACTOR = ByteTextExtractor(ByteTextExtractorConfig(max_words=4, max_bytes=6))
 CONFIG = ByteTextEncoderConfig(max_words=4, max_bytes=6, hidden_dim=12, token_dim=8, pooled_dim=10)
@@ -97,25 +95,3 @@ def test_the_empty_text_is_the_null() -> None:
     torch.testing.assert_close(condition.pooled[0], null.pooled[0])
     mixed = condition.where(torch.tensor([True, False]), null)
     assert mixed.mask.tolist() == [[True, False, False, False]] * 2
-
-
-class TestExtractorConformance(FeatureExtractorConformance):
-    @pytest.fixture
-    def extractor(self) -> ByteTextExtractor:
-        return EXTRACTOR
-
-    @pytest.fixture
-    def raw(self) -> list[str]:
-        return ["a red coat", ""]
-
-
-class TestConformance(ConditionEncoderConformance):
-    @pytest.fixture
-    def encoder(self) -> ByteTextEncoder:
-        model = ByteTextEncoder(CONFIG)
-        randomize(model)
-        return model.eval()
-
-    @pytest.fixture
-    def features(self) -> TextFeatures:
-        return EXTRACTOR.extract(["a red coat", "blue"])

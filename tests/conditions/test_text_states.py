@@ -7,7 +7,7 @@ import torch
 
 from omnihuman_conditions.language.states import TextStates, TextStatesConfig
 from omnihuman_core.checkpoint import load_state, save_safetensors
-from omnihuman_core.contracts.encoder import TextFeatures
+from omnihuman_core.contracts.extractor import TextFeatures
 from omnihuman_core.testing.encoder import ConditionEncoderConformance
 
 CONFIG = TextStatesConfig.tiny()

@@ -11,7 +11,6 @@ from transformers import Wav2Vec2Config as PublicConfig
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from omnihuman_conditions.audio.wav2vec2 import Wav2Vec2Config, Wav2Vec2Extractor
-from omnihuman_core.testing.encoder import FeatureExtractorConformance
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 
@@ -269,13 +268,3 @@ def test_bad_layers(directory: Path) -> None:
             config(directory, layers=layers)
     with pytest.raises(ValueError, match="chunk_seconds"):
         config(directory, chunk_seconds=0.0)
-
-
-class TestConformance(FeatureExtractorConformance):
-    @pytest.fixture
-    def extractor(self, directory: Path) -> Wav2Vec2Extractor:
-        return Wav2Vec2Extractor(config(directory))
-
-    @pytest.fixture
-    def raw(self) -> torch.Tensor:
-        return voice(4000, 2)

@@ -10,7 +10,7 @@ from transformers import WhisperConfig as PublicConfig
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 
 from omnihuman_conditions.audio.whisper import WhisperConfig, WhisperExtractor
-from omnihuman_core.testing.encoder import FeatureExtractorConformance
+from omnihuman_core.testing import AudioExtractorConformance
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_refusals(directory: Path, tmp_path: Path) -> None:
         WhisperExtractor(config(directory)).extract(torch.full((1, 100), float("nan")))
 
 
-class TestConformance(FeatureExtractorConformance):
+class TestConformance(AudioExtractorConformance):
     @pytest.fixture
     def extractor(self, directory: Path) -> WhisperExtractor:
         return WhisperExtractor(config(directory))

@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from omnihuman_core.contracts.conditioning import AudioCondition, TextCondition
-from omnihuman_core.contracts.encoder import AudioFeatures, TextFeatures
-from omnihuman_core.testing.encoder import ConditionEncoderConformance, FeatureExtractorConformance
+from omnihuman_core.contracts.extractor import TextFeatures
+from omnihuman_core.testing.encoder import ConditionEncoderConformance
 from omnihuman_core.testing.fake_encoders import (
     FakeAudioEncoder,
     FakeAudioEncoderConfig,
-    FakeAudioExtractor,
-    FakeAudioExtractorConfig,
     FakePoseEncoder,
     FakePoseEncoderConfig,
-    FakePoseExtractor,
-    FakePoseExtractorConfig,
     FakeTextEncoder,
     FakeTextEncoderConfig,
     FakeTextExtractor,
@@ -27,7 +23,6 @@ from omnihuman_core.testing.fake_encoders import (
 )
 
 AUDIO = torch.rand(2, 5, 1, 2, generator=torch.Generator().manual_seed(0))
-WAVEFORM = torch.rand(2, 1000, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 class TestFakeTextEncoder(ConditionEncoderConformance):
@@ -58,36 +53,6 @@ class TestFakePoseEncoder(ConditionEncoderConformance):
     @pytest.fixture
     def features(self) -> Tensor:
         return torch.rand(2, 3, 5, 4, 6, generator=torch.Generator().manual_seed(0))
-
-
-class TestFakeTextExtractor(FeatureExtractorConformance):
-    @pytest.fixture
-    def extractor(self) -> FakeTextExtractor:
-        return FakeTextExtractor(FakeTextExtractorConfig())
-
-    @pytest.fixture
-    def raw(self) -> list[str]:
-        return ["a red hat", ""]
-
-
-class TestFakeAudioExtractor(FeatureExtractorConformance):
-    @pytest.fixture
-    def extractor(self) -> FakeAudioExtractor:
-        return FakeAudioExtractor(FakeAudioExtractorConfig())
-
-    @pytest.fixture
-    def raw(self) -> Tensor:
-        return WAVEFORM
-
-
-class TestFakePoseExtractor(FeatureExtractorConformance):
-    @pytest.fixture
-    def extractor(self) -> FakePoseExtractor:
-        return FakePoseExtractor(FakePoseExtractorConfig())
-
-    @pytest.fixture
-    def raw(self) -> Tensor:
-        return torch.rand(2, 133, 3, generator=torch.Generator().manual_seed(0))
 
 
 class ForgetsItsConfig(FakeAudioEncoder):
@@ -163,42 +128,3 @@ def test_null_mask_must_not_depend_on_the_text(failing):
     features = FakeTextExtractor(FakeTextExtractorConfig()).extract(["one", "longer"])
     encoder = MaskOfTheInput(FakeTextEncoderConfig())
     assert failing(ConditionEncoderConformance(), encoder=encoder, features=features) == {"test_2_null"}
-
-
-class Trainable(FakeAudioExtractor):
-    def extract(self, raw: Tensor) -> AudioFeatures:
-        features = super().extract(raw)
-        return replace(features, values=features.values * torch.ones((), requires_grad=True))
-
-
-class Dithers(FakeAudioExtractor):
-    def extract(self, raw: Tensor) -> AudioFeatures:
-        return super().extract(raw + 1e-3 * torch.randn_like(raw))
-
-
-class ScalesInPlace(FakeAudioExtractor):
-    def extract(self, raw: Tensor) -> AudioFeatures:
-        features = super().extract(raw)
-        raw.mul_(0.5)
-        return features
-
-
-class LogOfZero(FakeAudioExtractor):
-    def extract(self, raw: Tensor) -> AudioFeatures:
-        features = super().extract(raw)
-        return replace(features, values=(features.values * 0).log())
-
-
-EXTRACTOR_FAULTS = {
-    Trainable: "test_1_frozen",
-    Dithers: "test_2_deterministic",
-    ScalesInPlace: "test_2_deterministic",
-    LogOfZero: "test_3_finite",
-}
-
-
-@pytest.mark.parametrize("fault", EXTRACTOR_FAULTS, ids=lambda fault: fault.__name__)
-def test_planted_extractor_fault_is_found(fault, failing):
-    extractor = fault(FakeAudioExtractorConfig())
-    found = failing(FeatureExtractorConformance(), extractor=extractor, raw=WAVEFORM.clone())
-    assert found == {EXTRACTOR_FAULTS[fault]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor
 from omnihuman_core.config import from_table
 from omnihuman_core.plugins import installed, plugin
 from omnihuman_core.testing import (
+    AudioExtractorConformance,
     BackboneConformance,
     ConditionEncoderConformance,
     FeatureExtractorConformance,
+    PoseExtractorConformance,
     VideoVAEConformance,
 )
 from omnihuman_core.testing.numerics import randomize
@@ -142,7 +145,7 @@ class TestByteTextEncoder(ConditionEncoderConformance):
         return build("feature_extractor", "text_bytes", TEXT_EXTRACTOR).extract(["A woman in a blue coat", "a man"])
 
 
-class TestLogMelExtractor(FeatureExtractorConformance):
+class TestLogMelExtractor(AudioExtractorConformance):
     @pytest.fixture
     def extractor(self) -> Any:
         made_by = plugin("feature_extractor", "log_mel")
@@ -174,7 +177,7 @@ def wav2vec2_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-class TestWav2Vec2Extractor(FeatureExtractorConformance):
+class TestWav2Vec2Extractor(AudioExtractorConformance):
     @pytest.fixture
     def extractor(self, wav2vec2_folder: str) -> Any:
         made_by = plugin("feature_extractor", "wav2vec2")
@@ -205,15 +208,17 @@ class TestAudioEncoder(ConditionEncoderConformance):
         return randn(2, 9, 2, 6)
 
 
-class TestSkeletonExtractor(FeatureExtractorConformance):
-    def extract(self, extractor: Any, raw: Tensor) -> Tensor:
-        maps: Tensor = extractor.extract(raw, size=(48, 32))
-        return maps
+class TestSkeletonExtractor(PoseExtractorConformance):
+    @pytest.fixture(params=["tiny", "full"])
+    def extractor(self, request: pytest.FixtureRequest) -> Any:
+        made_by = plugin("feature_extractor", "skeleton")
+        return made_by(getattr(made_by.config_class, request.param)())
 
     @pytest.fixture
-    def extractor(self) -> Any:
-        made_by = plugin("feature_extractor", "skeleton")
-        return made_by(made_by.config_class.tiny())
+    def pose_file(self, tmp_path: Path, raw: Tensor) -> Path:
+        path = tmp_path / "pose.json"
+        path.write_text(json.dumps({"fps": 25, "keypoints": raw.repeat(10, 1, 1).tolist()}))
+        return path
 
     @pytest.fixture
     def raw(self) -> Tensor:

@@ -162,16 +162,6 @@ def test_an_encoder_without_a_null_is_found_at_the_start(toy_dir: Path, monkeypa
         check_fit(components, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def test_an_extractor_that_generation_cannot_use(toy_dir: Path) -> None:
-    class Bare:
-        def extract(self, raw: object) -> None:
-            """No features."""
-
-    components = dataclasses.replace(load_model(toy_dir), audio_extractor=Bare())
-    with pytest.raises(ModelError, match="audio_extractor Bare has no method 'align'"):
-        check_fit(components, device=torch.device("cpu"), dtype=torch.float32)
-
-
 @pytest.mark.parametrize(
     ("change", "names"),
     [({"sampler": "eulr"}, "sampler"), ({"image": None, "aspect": 30.0}, "aspect")],

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omnihuman_core import contracts
 from omnihuman_infer.media.sound import SAMPLE_RATE, read_sound, sound_frames, track_format
 from omnihuman_infer.request import RequestError
 
@@ -82,3 +83,8 @@ def test_frames_for_the_encoder_count_from_zero(wav: Path) -> None:
     assert [frame.pts for frame in frames] == [1024 * i for i in range(len(frames))]
     assert all(frame.samples == 1024 for frame in frames[:-1])
     assert sum(frame.samples for frame in frames) == pytest.approx(96_000, abs=64)
+
+
+def test_sound_is_read_at_the_rate_of_the_contract() -> None:
+    """The reader imports no torch, so it cannot import the contract."""
+    assert SAMPLE_RATE == contracts.SAMPLE_RATE

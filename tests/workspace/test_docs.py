@@ -235,6 +235,7 @@ def test_inference_guide_names_every_flag_and_setting():
 CONTRACTS = {
     "VideoVAE": "vae",
     "Backbone": "backbone",
+    "FeatureExtractor": "extractor",
     "ConditionEncoder": "encoder",
     "StateDictAdapter": "state_dict",
     "CheckpointImporter": "importer",

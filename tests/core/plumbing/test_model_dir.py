@@ -49,7 +49,7 @@ GENERATION = GenerationSettings(
 @pytest.fixture(autouse=True, params=["small", "large"])
 def fakes_installed(request, tmp_path, monkeypatch):
     # Every test runs on both ways of building a component: in memory, and on meta.
-    monkeypatch.setattr(model_dir, "_SMALL", 2**40 if request.param == "small" else 0)
+    monkeypatch.setattr(model_dir.load, "_SMALL", 2**40 if request.param == "small" else 0)
     site = tmp_path / "site"
     monkeypatch.syspath_prepend(write_distribution(site, FAKE_PLUGINS, version="1.2.3"))
 
@@ -141,6 +141,9 @@ class Table(nn.Module):
     def encode(self, features: Any) -> Any:
         return features
 
+    def null(self, like: Any) -> Any:
+        return like
+
 
 def test_tables_computed_at_construction_survive(tmp_path, monkeypatch):
     monkeypatch.setattr("omnihuman_core.testing.fakes.Table", Table, raising=False)
@@ -207,11 +210,21 @@ def test_missing_files(directory, lost):
         load_model(directory)
 
 
+def test_a_plugin_of_another_kind_of_extractor_is_refused(directory):
+    edit(directory / "model.toml", 'plugin = "fake_audio"', 'plugin = "fake_text"')
+    with pytest.raises(ModelDirError) as caught:
+        load_component(directory, "audio_extractor")
+    assert str(caught.value) == (
+        f"{directory}/audio_extractor/config.toml: plugin 'fake_text' makes FakeTextExtractor, which has no align() as "
+        "the contract AudioExtractor asks; use another plugin"
+    )
+
+
 def test_missing_component_folder_is_found_before_any_weight_is_read(directory, monkeypatch):
     for file in (directory / "audio_encoder").iterdir():
         file.unlink()
     (directory / "audio_encoder").rmdir()
-    monkeypatch.setattr(model_dir, "load_state", None)
+    monkeypatch.setattr(model_dir.load, "load_state", None)
     with pytest.raises(ModelDirError, match="audio_encoder/config.toml: missing from the model directory"):
         load_model(directory)
 
@@ -260,7 +273,7 @@ def test_a_failed_save_leaves_the_old_model(directory, monkeypatch):
     def fails(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_dir, "save_safetensors", fails)
+    monkeypatch.setattr(model_dir.save, "save_safetensors", fails)
     with pytest.raises(ModelDirError, match="cannot be written .No space left"):
         save(directory, version="2")
     assert read_index(directory).version == "1"
@@ -339,7 +352,7 @@ def test_what_cannot_be_moved_back_is_kept(directory, monkeypatch):
             raise FULL
         real(source, target)
 
-    monkeypatch.setattr(model_dir, "save_safetensors", lambda *_: None)
+    monkeypatch.setattr(model_dir.save, "save_safetensors", lambda *_: None)
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(ModelDirError, match="cannot be written .No space left"):
         save(directory)

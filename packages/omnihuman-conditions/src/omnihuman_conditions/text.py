@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omnihuman_core.contracts.conditioning import TextCondition
-from omnihuman_core.contracts.encoder import TextFeatures
+from omnihuman_core.contracts.extractor import TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)

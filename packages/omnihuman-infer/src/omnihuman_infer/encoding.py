@@ -1,44 +1,18 @@
-"""Runs the extractors and encoders of a model: prompt, sound and poses to conditions.
-
-Providers are known by contract only. Two methods go beyond the contract of a feature extractor and are asked for here:
-an audio extractor aligns its states to video frames, a pose extractor reads its own files.
-"""
+"""Runs the extractors and encoders of a model, known by contract only: prompt, sound and poses to conditions."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from omnihuman_core.contracts import AudioCondition, AudioFeatures, PoseCondition, TextCondition, TextFeatures
+from omnihuman_core.contracts import AudioCondition, PoseCondition, PoseExtractor, TextCondition, TextFeatures
 from omnihuman_core.model_dir import ModelComponents
 from omnihuman_infer.request import RequestError
 
-
-class AudioExtractor(Protocol):
-    """What generation needs of an audio extractor."""
-
-    def extract(self, raw: Tensor) -> AudioFeatures:
-        """States of ``(B, samples)`` at 16 kHz."""
-        ...
-
-    def align(self, features: AudioFeatures, *, fps: float, num_frames: int) -> Tensor:
-        """States at the centres of video frames, ``(B, T, layers, D)``."""
-        ...
-
-
-class PoseExtractor(Protocol):
-    """What generation needs of a pose extractor."""
-
-    def load(self, path: Path, *, fps: float) -> Tensor:
-        """Keypoints ``(T, 133, 3)`` of COCO-WholeBody at ``fps``: x and y in fractions of the picture, score."""
-        ...
-
-    def extract(self, raw: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Maps ``(C, T, H, W)`` in [0, 1] of keypoints ``(T, 133, 3)``."""
-        ...
+ComponentT = TypeVar("ComponentT")
 
 
 class Encoders:
@@ -72,28 +46,28 @@ class Encoders:
 
     def text(self, prompt: str) -> TextCondition:
         """The condition of one prompt."""
-        features: TextFeatures = cast("Any", self._components.text_extractor).extract([prompt])
+        features = _there(self._components.text_extractor).extract([prompt])
         moved = TextFeatures(
             values=self._move(features.values),
             mask=features.mask.to(self.device),
             pooled=None if features.pooled is None else self._move(features.pooled),
         )
-        return cast("TextCondition", cast("Any", self._components.text_encoder).encode(moved))
+        return _there(self._components.text_encoder).encode(moved)
 
     def null_text(self, like: TextCondition) -> TextCondition:
         """The condition that stands for "no text"."""
-        return cast("TextCondition", cast("Any", self._components.text_encoder).null(like))
+        return _there(self._components.text_encoder).null(like)
 
     def audio(self, waveform: Tensor, frames: int) -> AudioCondition:
         """Audio tokens ``(1, t, A, D)`` of ``frames`` video frames, from ``(1, samples)`` at 16 kHz."""
-        extractor = cast("AudioExtractor", self._components.audio_extractor)
+        extractor = _there(self._components.audio_extractor)
         features = extractor.extract(waveform.to(self.device))
         aligned = extractor.align(features, fps=self._components.generation.fps, num_frames=frames)
-        return cast("AudioCondition", cast("Any", self._components.audio_encoder).encode(self._move(aligned)))
+        return _there(self._components.audio_encoder).encode(self._move(aligned))
 
     def null_audio(self, like: AudioCondition) -> AudioCondition:
         """The condition that stands for "no audio"."""
-        return cast("AudioCondition", cast("Any", self._components.audio_encoder).null(like))
+        return _there(self._components.audio_encoder).null(like)
 
     def read_pose(self, path: Path) -> Tensor:
         """Keypoints ``(T, 133, 3)`` of a pose file at the model's frame rate; see :func:`read_pose`."""
@@ -101,20 +75,27 @@ class Encoders:
 
     def pose(self, keypoints: Tensor, size: tuple[int, int]) -> PoseCondition:
         """Pose features ``(1, C_pose, t, h, w)`` of keypoints ``(T, 133, 3)`` in a video of ``size`` = (H, W)."""
-        maps = cast("PoseExtractor", self._components.pose_extractor).extract(keypoints, size=size)
-        return cast("PoseCondition", cast("Any", self._components.pose_encoder).encode(self._move(maps[None])))
+        maps = _there(self._components.pose_extractor).extract(keypoints, size=size)
+        return _there(self._components.pose_encoder).encode(self._move(maps[None]))
 
     def null_pose(self, shape: tuple[int, int, int]) -> PoseCondition:
         """The condition that stands for "no pose", over ``shape`` = (t, h, w)."""
         channels = self._components.backbone.spec.pose_channels or 0
         like = PoseCondition(features=torch.empty(1, channels, *shape, device=self.device, dtype=self.dtype))
-        return cast("PoseCondition", cast("Any", self._components.pose_encoder).null(like))
+        return _there(self._components.pose_encoder).null(like)
 
     def _move(self, value: Tensor) -> Tensor:
         return value.to(device=self.device, dtype=self.dtype if value.is_floating_point() else value.dtype)
 
 
-def read_pose(path: Path, extractor: Any, *, fps: float) -> Tensor:
+def _there(component: ComponentT | None) -> ComponentT:
+    # Whoever asks for a condition has looked at `missing` first; this names the mistake of one who has not.
+    if component is None:
+        raise RequestError("model: has no component for this condition; see Encoders.missing")
+    return component
+
+
+def read_pose(path: Path, extractor: PoseExtractor | None, *, fps: float) -> Tensor:
     """Keypoints ``(T, 133, 3)`` of a pose file at ``fps``, read by the model's own extractor.
 
     Raises:
@@ -124,10 +105,8 @@ def read_pose(path: Path, extractor: Any, *, fps: float) -> Tensor:
         raise RequestError(
             "pose: this model takes no poses, it holds no pose_extractor; leave --pose out or choose another model"
         )
-    if not hasattr(extractor, "load"):
-        raise RequestError(f"pose: the extractor {type(extractor).__name__} reads no files; leave --pose out")
     try:
-        keypoints = cast("PoseExtractor", extractor).load(path, fps=fps)
+        keypoints = extractor.load(path, fps=fps)
     except (ValueError, OSError) as error:
         raise RequestError(f"pose: {' '.join(str(error).split())}") from None
     if not len(keypoints):

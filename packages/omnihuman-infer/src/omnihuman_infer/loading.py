@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from omnihuman_core.contracts import NUM_KEYPOINTS, SAMPLE_RATE
 from omnihuman_core.model_dir import GenerationSettings, ModelComponents, load_component, load_model, read_index
 from omnihuman_core.ops import choose_ops
 from omnihuman_core.plugins import PluginError
 from omnihuman_infer.denoising import check_guidance, check_sampler
 from omnihuman_infer.encoding import Encoders, read_pose
 from omnihuman_infer.media.picture import free_size
-from omnihuman_infer.media.sound import SAMPLE_RATE
 from omnihuman_infer.presets import model_directory
 from omnihuman_infer.request import GenerateRequest, RequestError
-
-# Of a person, as COCO-WholeBody numbers them.
-KEYPOINTS = 133
 
 
 class ModelError(RequestError):
@@ -176,22 +173,14 @@ def _check_encoders(components: ModelComponents, encoders: Encoders, side: int) 
             raise ModelError(
                 f"model: audio_extractor takes {rate} Hz, sound is given at {SAMPLE_RATE} Hz; use another one"
             )
-        _check_method("audio_extractor", components.audio_extractor, "align")
         audio = encoders.audio(torch.zeros(1, SAMPLE_RATE), frames)
         _check_width("audio", audio.tokens.shape[-1], spec.audio_dim)
         _check_positions("audio", (audio.tokens.shape[1],), (2,))
         encoders.null_audio(audio)
     if encoders.has_pose:
-        features = encoders.pose(torch.zeros(frames, KEYPOINTS, 3), (side, side)).features
+        features = encoders.pose(torch.zeros(frames, NUM_KEYPOINTS, 3), (side, side)).features
         _check_width("pose", features.shape[1], spec.pose_channels)
         _check_positions("pose", tuple(features.shape[2:]), (2, *latents.latent_size(side, side)))
-
-
-def _check_method(name: str, component: object, method: str) -> None:
-    if not hasattr(component, method):
-        raise ModelError(
-            f"model: {name} {type(component).__name__} has no method {method!r}, which is needed; use another one"
-        )
 
 
 def _check_width(name: str, got: int | None, wanted: int | None, *, what: str = "width") -> None:

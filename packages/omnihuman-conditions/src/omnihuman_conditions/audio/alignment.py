@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from omnihuman_core.contracts.encoder import AudioFeatures
+from omnihuman_core.contracts.extractor import AudioFeatures
 
 
 def align(features: AudioFeatures, *, fps: float, num_frames: int, first_frame: int = 0) -> Tensor:

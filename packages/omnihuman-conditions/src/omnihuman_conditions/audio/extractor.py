@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from omnihuman_conditions.audio.alignment import align
-from omnihuman_conditions.audio.media import MAX_SECONDS, SAMPLE_RATE, load_waveform
-from omnihuman_core.contracts.encoder import AudioFeatures
+from omnihuman_conditions.audio.media import MAX_SECONDS, load_waveform
+from omnihuman_core.contracts.extractor import SAMPLE_RATE, AudioFeatures
 
 
 class AudioExtractor:

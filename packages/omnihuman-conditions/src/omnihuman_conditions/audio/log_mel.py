@@ -14,7 +14,7 @@ from torch import Tensor
 from omnihuman_conditions.audio.extractor import AudioExtractor
 from omnihuman_conditions.audio.loudness import normalise_loudness
 from omnihuman_conditions.audio.media import check_waveform
-from omnihuman_core.contracts.encoder import AudioFeatures
+from omnihuman_core.contracts.extractor import AudioFeatures
 
 
 @dataclass(frozen=True, kw_only=True)

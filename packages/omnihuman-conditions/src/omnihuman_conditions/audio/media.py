@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnihuman_core.contracts.extractor import SAMPLE_RATE
+
 if TYPE_CHECKING:
     from av import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
 
 # The limits and rules below are those of the generation's own reader, so that a file means the same to both.
-SAMPLE_RATE = 16000
 MAX_SECONDS = 600.0
 MIN_SECONDS = 0.04
 MAX_FILE_BYTES = 4 * 1024**3

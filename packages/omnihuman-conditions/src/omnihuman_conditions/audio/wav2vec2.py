@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from omnihuman_conditions.audio.extractor import AudioExtractor
 from omnihuman_conditions.audio.loudness import normalise_loudness
-from omnihuman_conditions.audio.media import SAMPLE_RATE, check_waveform
+from omnihuman_conditions.audio.media import check_waveform
 from omnihuman_conditions.audio.separation import VocalSeparator, VoiceIsolation
 from omnihuman_conditions.pretrained import load_pretrained, read_settings
-from omnihuman_core.contracts.encoder import AudioFeatures
+from omnihuman_core.contracts.extractor import SAMPLE_RATE, AudioFeatures
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from omnihuman_conditions.audio.extractor import AudioExtractor
 from omnihuman_conditions.audio.loudness import normalise_loudness
-from omnihuman_conditions.audio.media import SAMPLE_RATE, check_waveform
+from omnihuman_conditions.audio.media import check_waveform
 from omnihuman_conditions.audio.separation import VocalSeparator, VoiceIsolation
 from omnihuman_conditions.pretrained import WeightDtype, check_dtype, load_pretrained, load_processor
-from omnihuman_core.contracts.encoder import AudioFeatures
+from omnihuman_core.contracts.extractor import SAMPLE_RATE, AudioFeatures
 
 
 @dataclass(frozen=True, kw_only=True)

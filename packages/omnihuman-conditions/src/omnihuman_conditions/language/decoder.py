@@ -12,7 +12,7 @@ from torch import nn
 
 from omnihuman_conditions.language.model import LanguageConfig, LanguageExtractor, LanguageModel, check_texts, crop
 from omnihuman_conditions.pretrained import WeightDtype
-from omnihuman_core.contracts.encoder import TextFeatures
+from omnihuman_core.contracts.extractor import TextFeatures
 
 # The prompt that HunyuanVideo was trained with, and the number of its tokens in front of the text.
 HUNYUAN_VIDEO_TEMPLATE = (

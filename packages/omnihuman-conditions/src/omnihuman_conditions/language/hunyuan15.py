@@ -16,7 +16,7 @@ from omnihuman_conditions.language.qwen import (
     Qwen25VLTextExtractor,
 )
 from omnihuman_conditions.pretrained import WeightDtype
-from omnihuman_core.contracts.encoder import TextFeatures
+from omnihuman_core.contracts.extractor import TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from omnihuman_conditions.language.decoder import DecoderConfig, DecoderExtractor, load_decoder
 from omnihuman_conditions.language.model import LanguageConfig, LanguageExtractor, LanguageModel, check_texts
 from omnihuman_conditions.pretrained import WeightDtype
-from omnihuman_core.contracts.encoder import TextFeatures
+from omnihuman_core.contracts.extractor import TextFeatures
 
 # The system message that HunyuanVideo-1.5 was trained with, and the number of tokens in front of the text.
 HUNYUAN_VIDEO_15_MESSAGE = (

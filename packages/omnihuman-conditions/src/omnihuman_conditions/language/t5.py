@@ -14,7 +14,7 @@ import torch
 
 from omnihuman_conditions.language.model import LanguageConfig, LanguageExtractor, LanguageModel, check_texts
 from omnihuman_conditions.pretrained import WeightDtype
-from omnihuman_core.contracts.encoder import TextFeatures
+from omnihuman_core.contracts.extractor import TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,14 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from omnihuman_conditions.pose.files import load_pose, save_pose
-from omnihuman_conditions.pose.keypoints import NUM_KEYPOINTS, PoseSequence
+from omnihuman_conditions.pose.keypoints import PoseSequence
 from omnihuman_conditions.pose.preview import draw_preview
 from omnihuman_conditions.pose.retarget import retarget
 from omnihuman_conditions.pose.smoothing import smooth
 from omnihuman_conditions.pose.tracking import follow_person
 from omnihuman_conditions.pose.video import open_video
 from omnihuman_conditions.pretrained import one_line
+from omnihuman_core.contracts.extractor import NUM_KEYPOINTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnihuman_conditions.pose.keypoints import FACE, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND, PoseSequence
+from omnihuman_conditions.pose.keypoints import FACE, LEFT_HAND, RIGHT_HAND, PoseSequence
 from omnihuman_conditions.pose.npz import read_npz
+from omnihuman_core.contracts.extractor import NUM_KEYPOINTS
 
 DEFAULT_FPS = 25.0
 MAX_FILE_BYTES = 256 * 1024**2

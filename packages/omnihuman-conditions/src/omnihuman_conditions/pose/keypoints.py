@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-NUM_KEYPOINTS = 133
+from omnihuman_core.contracts.extractor import NUM_KEYPOINTS
+
 # COCO-WholeBody order: 17 body, 6 feet, 68 face, 21 left hand, 21 right hand.
 BODY = range(17)
 FEET = range(17, 23)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from omnihuman_conditions.pose.keypoints import FACE, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
+from omnihuman_conditions.pose.keypoints import FACE, LEFT_HAND, RIGHT_HAND
+from omnihuman_core.contracts.extractor import NUM_KEYPOINTS
 
 # The middle of the shoulders, an extra point behind the others, is the root: portraits rarely show hips.
 _ROOT = NUM_KEYPOINTS

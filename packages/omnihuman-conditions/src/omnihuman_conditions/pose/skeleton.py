@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from omnihuman_conditions.pose.files import load_pose
-from omnihuman_conditions.pose.keypoints import FACE, LEFT_HAND, LIMBS, NUM_KEYPOINTS, RIGHT_HAND
+from omnihuman_conditions.pose.keypoints import FACE, LEFT_HAND, LIMBS, RIGHT_HAND
+from omnihuman_core.contracts.extractor import NUM_KEYPOINTS
 
 _SHIFT = 4
 _FINGERS = tuple(

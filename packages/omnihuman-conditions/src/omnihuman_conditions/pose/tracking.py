@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from omnihuman_conditions.pose.files import MAX_FRAMES
-from omnihuman_conditions.pose.keypoints import BODY, NUM_KEYPOINTS, PoseSequence
+from omnihuman_conditions.pose.keypoints import BODY, PoseSequence
+from omnihuman_core.contracts.extractor import NUM_KEYPOINTS
 
 
 @runtime_checkable

@@ -9,7 +9,16 @@ from omnihuman_core.contracts.conditioning import (
     ReferenceCondition,
     TextCondition,
 )
-from omnihuman_core.contracts.encoder import AudioFeatures, ConditionEncoder, FeatureExtractor, TextFeatures
+from omnihuman_core.contracts.encoder import ConditionEncoder
+from omnihuman_core.contracts.extractor import (
+    NUM_KEYPOINTS,
+    SAMPLE_RATE,
+    AudioExtractor,
+    AudioFeatures,
+    FeatureExtractor,
+    PoseExtractor,
+    TextFeatures,
+)
 from omnihuman_core.contracts.importer import CheckpointImporter, ImportedComponent
 from omnihuman_core.contracts.latents import LatentSpec
 from omnihuman_core.contracts.objective import LossOutput, Objective
@@ -19,9 +28,12 @@ from omnihuman_core.contracts.vae import VideoVAE
 
 __all__ = [
     "CONDITIONS",
+    "NUM_KEYPOINTS",
+    "SAMPLE_RATE",
     "Attention",
     "AttentionSupport",
     "AudioCondition",
+    "AudioExtractor",
     "AudioFeatures",
     "Backbone",
     "BackboneSpec",
@@ -36,6 +48,7 @@ __all__ = [
     "Objective",
     "Ops",
     "PoseCondition",
+    "PoseExtractor",
     "ReferenceCondition",
     "Segments",
     "StateDictAdapter",

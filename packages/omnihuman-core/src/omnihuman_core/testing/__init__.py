@@ -12,14 +12,21 @@ registry. The kits use plain ``assert`` and need no test framework to be importe
 """
 
 from omnihuman_core.testing.backbone import BackboneConformance
-from omnihuman_core.testing.encoder import ConditionEncoderConformance, FeatureExtractorConformance
+from omnihuman_core.testing.encoder import ConditionEncoderConformance
+from omnihuman_core.testing.extractor import (
+    AudioExtractorConformance,
+    FeatureExtractorConformance,
+    PoseExtractorConformance,
+)
 from omnihuman_core.testing.ops import OpsConformance
 from omnihuman_core.testing.vae import VideoVAEConformance
 
 __all__ = [
+    "AudioExtractorConformance",
     "BackboneConformance",
     "ConditionEncoderConformance",
     "FeatureExtractorConformance",
     "OpsConformance",
+    "PoseExtractorConformance",
     "VideoVAEConformance",
 ]

@@ -1,4 +1,4 @@
-"""Conformance kits of the two halves of a condition encoder (:mod:`omnihuman_core.contracts.encoder`)."""
+"""Conformance kit of condition encoders (:mod:`omnihuman_core.contracts.encoder`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnihuman_core.contracts.encoder import ConditionEncoder, FeatureExtractor
+from omnihuman_core.contracts.encoder import ConditionEncoder
 from omnihuman_core.testing.numerics import assert_close, max_error
 from omnihuman_core.testing.registration import check_registrable
 
@@ -70,43 +70,6 @@ class ConditionEncoderConformance:
             first, second = tensors(encoder.encode(features)), tensors(encoder.encode(features))
         for name, value in first.items():
             assert torch.equal(value, second[name]), f"{name} changes from one encoding to the next"
-
-
-class FeatureExtractorConformance:
-    """Subclass it and give the fixtures ``extractor`` and ``raw``; override :meth:`extract` for more arguments."""
-
-    def extract(self, extractor: FeatureExtractor[Any, Any], raw: Any) -> Any:
-        """Features of ``raw``."""
-        return extractor.extract(raw)
-
-    def test_0_registrable(self, extractor: Any) -> None:
-        """The extractor can be rebuilt from its written configuration, and follows the protocol."""
-        assert isinstance(extractor, FeatureExtractor)
-        check_registrable(extractor)
-
-    def test_1_frozen(self, extractor: FeatureExtractor[Any, Any], raw: Any) -> None:
-        """Features carry no gradient, even where gradients are on."""
-        with torch.enable_grad():
-            features = tensors(self.extract(extractor, raw))
-        assert not any(value.requires_grad for value in features.values()), "features must not carry gradients"
-
-    def test_2_deterministic(self, extractor: FeatureExtractor[Any, Any], raw: Any) -> None:
-        """Features are worth precomputing: the same input gives the same features, and is left as it was."""
-        before = map_tensors(raw, torch.clone)
-        first, second = tensors(self.extract(extractor, raw)), tensors(self.extract(extractor, raw))
-        for name, value in first.items():
-            assert torch.equal(value, second[name]), f"{name} changes from one extraction to the next"
-        assert all(torch.equal(value, tensors(before)[name]) for name, value in tensors(raw).items()), (
-            "raw input changed"
-        )
-
-    def test_3_finite(self, extractor: FeatureExtractor[Any, Any], raw: Any) -> None:
-        """Features are finite and there are some."""
-        features = tensors(self.extract(extractor, raw))
-        assert features, "no tensor among the features"
-        for name, value in features.items():
-            assert value.numel() > 0, f"{name} is empty"
-            assert bool(torch.isfinite(value).all()), f"{name} holds values that are not finite"
 
 
 def tensors(holder: Any) -> dict[str, Tensor]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from einops import rearrange, repeat
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnihuman_core.contracts.conditioning import AudioCondition, PoseCondition, TextCondition
-from omnihuman_core.contracts.encoder import AudioFeatures, TextFeatures
-
-SAMPLE_RATE = 16_000
+from omnihuman_core.contracts.extractor import SAMPLE_RATE, AudioFeatures, TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +182,14 @@ class FakePoseExtractor:
         y = (raw[frame, point, 1] * height).long().clamp(0, height - 1)
         maps[:, frame, y, x] = 1.0
         return maps
+
+    def load(self, path: Path, *, fps: float) -> Tensor:
+        """Keypoints ``(T, 133, 3)`` of a safetensors file with ``keypoints`` and their rate ``fps``."""
+        held = load_file(path)
+        keypoints, rate = held["keypoints"], float(held["fps"])
+        frames = round(len(keypoints) / rate * fps)
+        index = ((torch.arange(frames) + 0.5) / fps * rate).long()
+        return keypoints[index.clamp(0, len(keypoints) - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
