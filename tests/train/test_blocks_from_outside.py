@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnihuman_core.mmdit import MMDiT
@@ -118,6 +119,19 @@ def test_compiled_blocks_give_the_same_gradients(batch: Any) -> None:
     torch.testing.assert_close(again, loss)
     for name, grad in grads.items():
         torch.testing.assert_close(same[name], grad, msg=name)
+
+
+def test_no_shape_of_a_run_is_left_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, name, 8)
+    shapes = 70
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2)])})
+    graphs = CompileCounter()
+    compile_blocks(model, shapes=shapes, backend=graphs)
+    for length in range(1, shapes + 1):
+        blocks_of(model)[0](torch.ones(length, 2))
+    assert graphs.frame_count == shapes
 
 
 def test_lora_starts_as_the_model_and_merges_into_it(batch: Any) -> None:

@@ -296,3 +296,11 @@ def test_encoded_clips_need_no_media_library(data: Path) -> None:
     root = Path(__file__).parents[3]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert (result.stdout.strip(), result.returncode) == ("4", 0), result.stderr
+
+
+@pytest.mark.parametrize(("ratio", "motion", "shapes"), [(0.5, 2, 4), (0.0, 2, 2), (1.0, 2, 2), (0.5, 0, 2)])
+def test_the_shapes_of_a_stream_are_counted(data: Path, ratio: float, motion: int, shapes: int) -> None:
+    segment = SegmentConfig(latent_frames=4, motion_latents=motion, continuing_ratio=ratio)
+    stream = flow_stream(data, segment=segment)
+    met = {(batch["latents"].shape, batch["motion_latents"]) for batch in map(stream.read, range(30))}
+    assert stream.shapes() == len(met) == shapes

@@ -99,12 +99,13 @@ def flow_stream(
     rank: int = 0,
     world: int = 1,
     mouth_truth: bool = False,
+    segment: SegmentConfig = SEGMENT,
     **options: Any,
 ) -> FlowStream:
     return FlowStream(
         data,
         StreamConfig(batch=batch or BatchConfig(batch_size=4), **options),
-        SEGMENT,
+        segment,
         STAGES,
         seed=3,
         pose_extractor=FakePoseExtractor(FakePoseExtractorConfig()),

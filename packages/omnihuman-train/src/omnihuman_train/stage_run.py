@@ -69,8 +69,10 @@ def run_stage(config: StageConfig, out: Path) -> None:
     check_encoders(config, made, sources[0].features())
     if world.main:
         check_vae(config, made, vae)
-    model = start_model(config, world)
+    model = start_model(config, world, shapes=sources[0].shapes())
     if world.main:
+        if config.compile:
+            print(f"compile: the samples have {sources[0].shapes()} shapes, each compiles when it is first met")
         make_folder(out)
         (out / "config.toml").write_text(to_toml(config))
     objective = LastSamples(FlowObjective(config.flow), config.run.accumulate)
@@ -122,8 +124,13 @@ class LastSamples:
         return [key for part in self._keys for key in part]
 
 
-def start_model(config: StageConfig, world: World) -> OmniModel:
+def start_model(config: StageConfig, world: World, *, shapes: int = 1) -> OmniModel:
     """The model that the stage starts with: real on the first process, on ``meta`` on the others.
+
+    Args:
+        config: The stage.
+        world: Processes of the run.
+        shapes: Shapes of its samples, for compiled blocks.
 
     Raises:
         ValueError: ``start`` lacks a component, or holds another architecture than the configuration.
@@ -152,7 +159,7 @@ def start_model(config: StageConfig, world: World) -> OmniModel:
         add_lora(model, config.lora)
     checkpoint_blocks(model.backbone, config.activation_checkpoint)
     if config.compile:
-        compile_blocks(model.backbone)
+        compile_blocks(model.backbone, shapes=shapes)
     return model
 
 

@@ -117,6 +117,11 @@ class FlowStream:
         height, width = self.spec.latent_size(bucket.height, bucket.width)
         return self._segment.latent_frames * height * width
 
+    def shapes(self) -> int:
+        """Shapes that a rank's samples come in: buckets, and segments that start a clip or continue one."""
+        kinds = 1 + (self._segment.motion_latents > 0 and 0 < self._segment.continuing_ratio < 1)
+        return kinds * len(self.plan.sizes)
+
     def features(self) -> dict[str, Tensor]:
         """Audio and text features in the shapes and dtypes of one sample, all zeros: what encoders have to take."""
         bucket = next(iter(self.plan.sizes))
