@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from omnihuman_train.data.plan import BatchConfig
 from omnihuman_train.data.shard_set import ShardSet
 from omnihuman_train.data.shards import BrokenShardError
 from omnihuman_train.data.stream import FlowStream, StreamConfig
+from omnihuman_train.distributed.mesh import World
+from omnihuman_train.recipes import stage1
+from omnihuman_train.stage_run import streams
 
 from ..models import flow_batches, write_latents
+from ..stage_toys import toy, write_encoded
 from .toy import LONG, SEGMENT, SHORT, STAGES, TEXT_LENGTH, flow_stream, key_of, states, write_states
 
 PER_ROW = (
@@ -304,3 +309,23 @@ def test_the_shapes_of_a_stream_are_counted(data: Path, ratio: float, motion: in
     stream = flow_stream(data, segment=segment)
     met = {(batch["latents"].shape, batch["motion_latents"]) for batch in map(stream.read, range(30))}
     assert stream.shapes() == len(met) == shapes
+
+
+def test_parts_of_a_stream_share_what_is_known_of_the_data(data: Path) -> None:
+    whole = flow_stream(data)
+    parts = [whole.part(part, 2) for part in range(2)]
+    for name in ("data", "plan", "reader", "spec"):
+        assert getattr(parts[0], name) is getattr(parts[1], name) is getattr(whole, name)
+    for step in STEPS:
+        mine = [row for part in parts for row in rows(part(step))]
+        assert same(mine, rows(whole(step)))
+        assert same(rows(parts[1](step)), rows(flow_stream(data, rank=1, world=2)(step)))
+    with pytest.raises(ValueError, match="3 processes cannot share batches of 4 samples"):
+        whole.part(0, 3)
+
+
+def test_parts_of_a_step_are_parts_of_one_stream(tmp_path: Path) -> None:
+    config = toy(stage1.small(), write_encoded(tmp_path / "encoded"), None)
+    config = replace(config, run=replace(config.run, accumulate=2))
+    first, second = streams(config, World(device=torch.device("cpu")))
+    assert first.data is second.data

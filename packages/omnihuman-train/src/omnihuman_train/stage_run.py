@@ -183,22 +183,17 @@ def streams(config: StageConfig, world: World) -> list[FlowStream]:
     Raises:
         ValueError: the data does not fit; see :class:`~omnihuman_train.data.stream.FlowStream`.
     """
-    extractor = config.model.pose_extractor.build("feature_extractor")
+    whole = FlowStream(
+        Path(config.data),
+        config.batches(),
+        config.segment,
+        (config.stage,),
+        seed=config.run.seed + (len(config.stages) - 1) * _STAGE_SEEDS,
+        pose_extractor=config.model.pose_extractor.build("feature_extractor"),
+        mouth_truth=config.flow.mouth_probe_weight > 0,
+    )
     count = config.run.accumulate
-    return [
-        FlowStream(
-            Path(config.data),
-            config.batches(),
-            config.segment,
-            (config.stage,),
-            seed=config.run.seed + (len(config.stages) - 1) * _STAGE_SEEDS,
-            pose_extractor=extractor,
-            mouth_truth=config.flow.mouth_probe_weight > 0,
-            rank=world.data_rank * count + part,
-            world=world.data_size * count,
-        )
-        for part in range(count)
-    ]
+    return [whole.part(world.data_rank * count + part, world.data_size * count) for part in range(count)]
 
 
 def _watchers(

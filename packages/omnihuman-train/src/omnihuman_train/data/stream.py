@@ -7,9 +7,10 @@ replaced by the next one of its bucket; a shard that cannot be read ends the run
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -111,6 +112,18 @@ class FlowStream:
         self.reader = SampleReader(self.data, self.plan, config.threads)
         self._pool = BufferPool()
         self._batches = ReadAhead(self.read, config.ahead)
+
+    def part(self, rank: int, world: int) -> Self:
+        """The same batches cut to part ``rank`` of ``world`` equal ones; what is known of the data is shared.
+
+        Raises:
+            ValueError: a batch size that ``world`` does not divide.
+        """
+        check_world(self.plan, rank, world)
+        cut = copy(self)
+        cut._rank, cut._world = rank, world
+        cut._batches = ReadAhead(cut.read, self._config.ahead)
+        return cut
 
     def tokens(self, bucket: Bucket) -> int:
         """Latent positions of a training sample of a bucket."""
