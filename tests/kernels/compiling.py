@@ -24,10 +24,10 @@ from triton.compiler import ASTSource
 from omnihuman_kernels import _launch
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-ARCHITECTURES = {80: "plain", 90: "hopper", 100: "blackwell"}
+ARCHITECTURES = {80: "plain", 86: "plain", 90: "hopper", 100: "blackwell", 120: "plain"}
 
-# Most shared memory one program may ask for: A100, H100, B200.
-SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+# Most shared memory one program may ask for: A100, RTX 30 and 40, H100, B200, RTX 50.
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.bool: "u1"}
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
 
 from omnihuman_kernels import _launch
 
@@ -66,3 +67,19 @@ def test_a_grid_beyond_the_limits_of_cuda_is_refused(gpu, grid, fits):
         gpu.run(grid)
     assert "\n" not in str(error.value)
     assert not gpu.launches
+
+
+def test_a_kernel_too_large_for_a_gpu_is_refused_in_one_line(gpu):
+    class Kernel:
+        __module__, __name__ = "omnihuman_kernels.some_op", "backward_kernel"
+
+        def __getitem__(self, grid):
+            def run(*args, **options):
+                raise OutOfResources(122880, 101376, "shared memory")
+
+            return run
+
+    with pytest.raises(ValueError, match="some_op.backward_kernel needs 122880 of shared memory") as error:
+        _launch.launch(Kernel(), (1,), SimpleNamespace(device=torch.device("cuda", 0)))
+    assert "this GPU has 101376: choose ops='eager'" in str(error.value)
+    assert "\n" not in str(error.value)

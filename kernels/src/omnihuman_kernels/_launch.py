@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 Architecture = Literal["hopper", "blackwell", "plain", "interpreter"]
 
@@ -141,7 +142,7 @@ def launch(
         options: Constants of the kernel and compile options.
 
     Raises:
-        ValueError: The grid is larger than a GPU takes.
+        ValueError: The grid is larger than a GPU takes, or the kernel needs more of one than it has.
     """
     if 0 in grid:
         return
@@ -155,7 +156,13 @@ def launch(
             allocate: Callable[[int, int, int | None], Tensor] = _scratch
             triton.set_allocator(allocate)
     with on_device:
-        kernel[grid](*args, **COMPILE_OPTIONS, **options)
+        try:
+            kernel[grid](*args, **COMPILE_OPTIONS, **options)
+        except OutOfResources as error:
+            raise ValueError(
+                f"{kernel.__module__}.{kernel.__name__} needs {error.required} of {error.name} and this GPU has "
+                f"{error.limit}: choose ops='eager'"
+            ) from None
 
 
 def attention_tile(kind: str, x: Tensor) -> Tile:

@@ -33,10 +33,11 @@ MOST_KEYS, MOST_KEYS_FLOAT32 = 128, 64
 # Query tiles that a forward program streams past its keys.
 TILES_A_PROGRAM = 8
 
-# Queries of a tile and warps that share it: the largest that spill no registers at head dim 128 and 64 keys. More keys
-# leave room for less. Full-precision products take their operands from registers.
-FORWARD, FORWARD_MANY_KEYS, FORWARD_FLOAT32 = (64, 4), (64, 8), (16, 8)
-BACKWARD, BACKWARD_MANY_KEYS, BACKWARD_FLOAT32 = (32, 8), (16, 8), (16, 16)
+# Queries of a tile, warps that share it and tiles in flight: the largest that spill no registers at head dim 128 and 64
+# keys. More keys leave room for less. Full-precision products take their operands from registers. All but the backward
+# over many keys fit GPUs that give a program 99 KiB of shared memory.
+FORWARD, FORWARD_MANY_KEYS, FORWARD_FLOAT32 = (64, 4, 3), (32, 4, 3), (16, 8, 3)
+BACKWARD, BACKWARD_MANY_KEYS, BACKWARD_FLOAT32 = (32, 8, 3), (16, 8, 2), (16, 16, 2)
 
 LOG2_E = 1.4426950408889634
 
@@ -174,11 +175,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor) -> None:
 
 def _options(q: Tensor, k: Tensor, *, backward: bool) -> dict[str, Any]:
     if q.dtype == torch.float32:
-        queries, num_warps = BACKWARD_FLOAT32 if backward else FORWARD_FLOAT32
+        queries, num_warps, num_stages = BACKWARD_FLOAT32 if backward else FORWARD_FLOAT32
     elif k.shape[2] > 64:
-        queries, num_warps = BACKWARD_MANY_KEYS if backward else FORWARD_MANY_KEYS
+        queries, num_warps, num_stages = BACKWARD_MANY_KEYS if backward else FORWARD_MANY_KEYS
     else:
-        queries, num_warps = BACKWARD if backward else FORWARD
+        queries, num_warps, num_stages = BACKWARD if backward else FORWARD
     return {
         "QUERIES": 16 if interpreting() else queries,
         "KEYS": max(16, triton.next_power_of_2(k.shape[2])),
@@ -187,6 +188,7 @@ def _options(q: Tensor, k: Tensor, *, backward: bool) -> dict[str, Any]:
         # The interpreter multiplies bfloat16 as if it were integers.
         "UPCAST": interpreting() and q.dtype == torch.bfloat16,
         "num_warps": num_warps,
+        "num_stages": num_stages,
     }
 
 
