@@ -70,6 +70,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_hunyuan_transformer(folder / "transformer", shard="300KB")
     wan_vae(folder / "vae")
     save_text(folder)
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.5).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text("{}")
     return folder
 
@@ -88,8 +89,28 @@ def test_a_pipeline_becomes_every_component_it_has(converted: Path) -> None:
     }  # fmt: skip
     # A public base has not learnt to go without words.
     assert index.generation.default_prompt == "A person is talking."
+    # Its guidance is inside, so one evaluation a step is all its pipeline makes; the shift is the scheduler's.
+    assert (index.generation.fps, index.generation.guidance_scale, index.generation.sigma_shift) == (24.0, 1.0, 3.5)
     assert [path.name for path in converted.parent.iterdir()] == ["model"]
     assert not [path for path in converted.rglob("*") if path.suffix in (".bin", ".py", ".part")]
+
+
+@pytest.mark.parametrize("shift", [{"shift": 3.0, "use_dynamic_shifting": True}, {}])
+def test_a_scheduler_without_one_shift_leaves_ours(tmp_path: Path, shift: dict[str, object]) -> None:
+    save_hunyuan_transformer(tmp_path / "public/transformer", shard="10MB")
+    (tmp_path / "public/scheduler").mkdir()
+    (tmp_path / "public/scheduler/scheduler_config.json").write_text(json.dumps(shift))
+    converts(tmp_path / "public", "--out", tmp_path / "out")
+    assert read_index(tmp_path / "out").generation.sigma_shift == 7.0
+
+
+def test_a_shift_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_hunyuan_transformer(tmp_path / "public/transformer", shard="10MB")
+    (tmp_path / "public/scheduler").mkdir()
+    (tmp_path / "public/scheduler/scheduler_config.json").write_text('{"shift": "seven"}')
+    assert "shift must be a positive number, got 'seven'" in refused(
+        capsys, tmp_path / "public", "--out", tmp_path / "out"
+    )
 
 
 @torch.no_grad()

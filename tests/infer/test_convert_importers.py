@@ -184,6 +184,8 @@ def test_the_pipeline_of_hunyuan_video_15(tmp_path: Path) -> None:
         "text_encoder": "text_states",
     }
     out = converted(source, tmp_path / "out", plugins)
+    generation = read_index(out).generation
+    assert (generation.fps, generation.segment_frames, generation.guidance_scale) == (24.0, 121, 6.0)
     same_video(out, vae)
     prompts = ['a sign "open"', "no words"]
     extractor, encoder = load_component(out, "text_extractor"), load_component(out, "text_encoder")

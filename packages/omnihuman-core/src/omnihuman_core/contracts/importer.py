@@ -38,6 +38,8 @@ class ImportedComponent:
         like: Name, shape and dtype of every weight, as tensors on ``meta``; empty without weights of its own.
         tensors: Gives those weights, each once, in any order.
         files: Files to copy, by their path inside the component's folder.
+        generation: How the published model is used: fields of
+            :class:`~omnihuman_core.model_dir.GenerationSettings` that a new model takes from it.
     """
 
     component: str
@@ -46,6 +48,7 @@ class ImportedComponent:
     like: Mapping[str, Tensor] = field(default_factory=dict)
     tensors: Callable[[], Iterator[tuple[str, Tensor]]] = _no_tensors
     files: Mapping[str, Path] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ GENERATION = GenerationSettings(
     sampler="euler",
     default_prompt="A person is talking.",
 )
-"""For a model that starts from public weights: the lengths and shifts of public bases at 480p, the paper's scale.
+"""For a model that starts from public weights and does not say how it is used: public bases at 480p, the paper's scale.
 
 Such a base has not learnt "no text" as we mean it, a state of its own: a neutral prompt stands in.
 """
@@ -108,7 +109,7 @@ def write_components(
     *,
     name: str,
     version: str = "0",
-    generation: GenerationSettings = GENERATION,
+    generation: GenerationSettings | None = None,
     dtype: torch.dtype | None = None,
 ) -> ModelIndex:
     """Write components to a new model directory, or add them to one that exists; all of them or none.
@@ -121,7 +122,7 @@ def write_components(
         components: At most one of each name.
         name: Name of a new model; one that exists keeps its own.
         version: Version of a new model.
-        generation: How a new model is used.
+        generation: How a new model is used; by default :data:`GENERATION` with what its components say.
         dtype: Dtype of floating weights; None keeps theirs.
 
     Raises:
@@ -132,6 +133,9 @@ def write_components(
     twice = [part for part in names if names.count(part) > 1]
     if twice:
         raise PublicCheckpointError(f"the source holds {twice[0]} more than once; point at one of them")
+    if generation is None:
+        said = {key: value for part in components for key, value in part.generation.items()}
+        generation = replace(GENERATION, **said)
     index = _old_index(directory) or ModelIndex(
         format=FORMAT, name=name, version=version, generation=generation, components={}
     )

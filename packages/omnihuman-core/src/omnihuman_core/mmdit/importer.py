@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from omnihuman_core.checkpoint import read_layout
 from omnihuman_core.contracts.importer import ImportedComponent
 from omnihuman_core.contracts.state_dict import StateDictAdapter
-from omnihuman_core.importing import PublicCheckpointError, adapted, settings, weight_files
+from omnihuman_core.importing import PublicCheckpointError, adapted, read_json, settings, weight_files
 from omnihuman_core.mmdit.config import MMDiTConfig
 from omnihuman_core.mmdit.model import MMDiT
 from omnihuman_core.mmdit.presets import hunyuan_video, hunyuan_video_15
@@ -25,6 +26,12 @@ from omnihuman_core.mmdit.state_dict_adapter import (
 )
 
 CLASS, CLASS_15 = "HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel"
+# As the authors' own pipelines use them. HunyuanVideo's guidance is distilled into the model: its pipeline evaluates it
+# once a step.
+_USED: Mapping[str, Mapping[str, Any]] = {
+    CLASS: {"fps": 24.0, "guidance_scale": 1.0, "guidance_end_scale": 1.0},
+    CLASS_15: {"fps": 24.0, "segment_frames": 121, "guidance_scale": 6.0, "guidance_end_scale": 6.0},
+}
 _DEFAULTS: Mapping[str, Any] = {
     "attention_head_dim": 128,
     "guidance_embeds": True,
@@ -81,15 +88,32 @@ def import_hunyuan_video(source: Path) -> Sequence[ImportedComponent]:
         if read is not None:
             config, adapter = read(found, f"{folder / 'config.json'}")
             files = weight_files(folder, "diffusion_pytorch_model.safetensors")
-            return [_component(config, adapter, files)]
+            generation = {**_USED[str(found["_class_name"])], **_shift(source / "scheduler")}
+            return [_component(config, adapter, files, generation)]
     return []
 
 
-def _component(config: MMDiTConfig, adapter: StateDictAdapter, files: Sequence[Path]) -> ImportedComponent:
+def _shift(folder: Path) -> dict[str, float]:
+    """The shift of the noise levels that a pipeline says, where it says one."""
+    path = folder / "scheduler_config.json"
+    found = read_json(path) if path.is_file() else {}
+    if "shift" not in found or found.get("use_dynamic_shifting"):
+        return {}
+    shift = found["shift"]
+    if not isinstance(shift, int | float) or not 0 < shift < math.inf:
+        raise PublicCheckpointError(f"{path}: shift must be a positive number, got {shift!r}")
+    return {"sigma_shift": float(shift)}
+
+
+def _component(
+    config: MMDiTConfig, adapter: StateDictAdapter, files: Sequence[Path], generation: Mapping[str, Any]
+) -> ImportedComponent:
     with torch.device("meta"):
         native = MMDiT(config).state_dict()
     like, tensors = adapted(adapter, native, files)
-    return ImportedComponent(component="backbone", plugin="mmdit", config=config, like=like, tensors=tensors)
+    return ImportedComponent(
+        component="backbone", plugin="mmdit", config=config, like=like, tensors=tensors, generation=generation
+    )
 
 
 def _known(found: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -186,7 +210,7 @@ def _from_original(file: Path) -> Sequence[ImportedComponent]:
         pooled_dim=_width(shapes, "vector_in.in_layer.weight"),
         embedded_guidance=6.0 if "guidance_in.mlp.0.weight" in shapes else None,
     )
-    return [_component(config, HunyuanVideoOriginalAdapter(config), [file])]
+    return [_component(config, HunyuanVideoOriginalAdapter(config), [file], _USED[CLASS])]
 
 
 def _refuse(file: Path, head: int) -> tuple[int, int, int]:
