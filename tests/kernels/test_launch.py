@@ -56,7 +56,15 @@ def test_an_empty_grid_launches_nothing(gpu):
 
 
 @pytest.mark.parametrize(
-    ("grid", "fits"), [((2**31 - 1, 65535, 65535), True), ((1, 65536), False), ((1, 1, 65536), False)]
+    ("grid", "fits"),
+    [
+        ((2**31 - 1,), True),
+        ((1, 65535, 32768), True),
+        ((1, 65536), False),
+        ((1, 1, 65536), False),
+        # Two to the power of 32, which is nothing in 32 bits.
+        ((4, 32768, 32768), False),
+    ],
 )
 def test_a_grid_beyond_the_limits_of_cuda_is_refused(gpu, grid, fits):
     if fits:

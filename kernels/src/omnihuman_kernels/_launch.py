@@ -7,6 +7,7 @@ change the table and run the tests and ``benchmarks/kernels/gpu_check.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ LENGTHS = (
 # version and by TRITON_DEFAULT_FP_FUSION.
 COMPILE_OPTIONS = {"enable_fp_fusion": True}
 
-# Programs along the second and the third axis of a grid, at most.
-MOST_PROGRAMS = 65_535
+# Programs along the second and the third axis of a grid, at most, and of a whole one: Triton's launcher multiplies the
+# axes in 32 bits and launches nothing where that is not positive, without a word.
+MOST_PROGRAMS, MOST_PROGRAMS_IN_ALL = 65_535, 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +148,11 @@ def launch(
     """
     if 0 in grid:
         return
-    if max(grid[1:], default=0) > MOST_PROGRAMS:
-        raise ValueError(f"the batch must fit a grid of {MOST_PROGRAMS} programs along two axes; got {grid}: split it")
+    if max(grid[1:], default=0) > MOST_PROGRAMS or math.prod(grid) > MOST_PROGRAMS_IN_ALL:
+        raise ValueError(
+            f"the batch must fit a grid of {MOST_PROGRAMS} programs along two axes and of {MOST_PROGRAMS_IN_ALL} in all; "
+            f"got {grid}: split it"
+        )
     on_device: AbstractContextManager[Any] = nullcontext()
     if tensor.device.type == "cuda":
         on_device = torch.cuda.device(tensor.device)
