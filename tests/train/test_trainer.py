@@ -3,7 +3,7 @@
 import json
 import math
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from omnihuman_train.optim import OptimizerGroup
 from omnihuman_train.resuming import checkpoints, load_checkpoint
 from omnihuman_train.stages import Ratios, Stage
 from omnihuman_train.trainer import fit
+from omnihuman_train.watching import Watcher
 
 from .models import flow_batches, narrow_mmdit, toy_model
 
@@ -49,7 +50,9 @@ class NoisyObjective(FlowObjective):
         return LossOutput(loss=output.loss * (1 + torch.rand(())), metrics=output.metrics)
 
 
-def train(out: Path, latents: Path, config: RunConfig, *, power_cut: int | None = None) -> Ema:
+def train(
+    out: Path, latents: Path, config: RunConfig, *, power_cut: int | None = None, watchers: Sequence[Watcher] = ()
+) -> Ema:
     batches = flow_batches(latents, batch_size=config.batch_size, stages=STAGES)
 
     def supply(step: int) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def train(out: Path, latents: Path, config: RunConfig, *, power_cut: int | None 
 
     model = toy_model(narrow_mmdit(), probe=True)
     objective = NoisyObjective(FlowConfig(mouth_weight=2.0, mouth_probe_weight=0.1))
-    return fit(model, objective, supply, config, out, resolved='name = "toy"\n', title="toy")
+    return fit(model, objective, supply, config, out, resolved='name = "toy"\n', title="toy", watchers=watchers)
 
 
 def rows(out: Path) -> list[dict[str, float]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -22,7 +24,7 @@ from omnihuman_train.objective import FlowObjective
 from omnihuman_train.parts import shares
 from omnihuman_train.stages import Ratios, Stage
 from omnihuman_train.trainer import fit
-from omnihuman_train.watching import Watcher
+from omnihuman_train.watching import StepTiming, Watcher
 from tests.train.distributed.split import compare_split
 from tests.train.models import flow_batches, narrow_mmdit, toy_model
 
@@ -38,6 +40,20 @@ STAGES = (
 
 class Stop(Exception):
     """A run that ends before its time."""
+
+
+class Signalled:
+    """Sends a stop signal to its own process after a step."""
+
+    def __init__(self, at: int | None) -> None:
+        self._at = at
+
+    def step(self, step: int, output: object, timing: StepTiming) -> None:
+        if step == self._at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def settings(name: Any = "adamw", *, accumulate: int = 1, minutes: float = 60.0, **parallel: Any) -> RunConfig:
@@ -73,6 +89,7 @@ def train(
     stop: int | None = None,
     disk: int | None = None,
     wide: bool = False,
+    signalled: int | None = None,
     watchers: Sequence[Watcher] = (),
     **changes: Any,
 ) -> None:
@@ -84,6 +101,7 @@ def train(
         stop: Step before which the run ends.
         disk: Bytes that a file may have after the first checkpoints.
         wide: Another architecture.
+        signalled: Step after which the last process gets SIGUSR1.
         watchers: Of the run.
         changes: Of :func:`settings`.
     """
@@ -116,7 +134,7 @@ def train(
         resolved='name = "toy"\n',
         title="toy",
         world=world,
-        watchers=watchers,
+        watchers=[*watchers, Signalled(signalled)] if world.rank == world.size - 1 else watchers,
     )
     # Every process may use the model after training, as validation does.
     example = next(iter(sources))(3)

@@ -13,8 +13,10 @@ from omnihuman_train.__about__ import __version__
 from omnihuman_train.data_cli import add_data_commands
 from omnihuman_train.plan_cli import add_plan_command
 from omnihuman_train.recipe_argument import add_recipe_arguments, read_recipe
+from omnihuman_train.stopping import Stopped
 
-BAD_INPUT, INTERRUPTED = 2, 130
+# 75 is EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again.
+BAD_INPUT, STOPPED, INTERRUPTED = 2, 75, 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0; 1 where ``plan`` finds that a run does not fit; 2 on bad input, with one line that says what is wrong; 130
-        after Ctrl-C.
+        0; 1 where ``plan`` finds that a run does not fit; 2 on bad input, with one line that says what is wrong; 75
+        where a stop signal ended a run that the same command goes on with; 130 after Ctrl-C.
     """
     # Under torchrun: who says so.
     name = "omnihuman-train" + (f" (process {os.environ['RANK']})" if "RANK" in os.environ else "")
@@ -110,9 +112,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FloatingPointError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except Stopped as stopped:
+        _leave()
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}: {stopped}", file=sys.stderr)
+        return INTERRUPTED if stopped.by == "SIGINT" else STOPPED
     except KeyboardInterrupt:
         print(f"{name}: stopped; {hint}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _leave() -> None:
+    from omnihuman_train.distributed.mesh import leave
+
+    leave()
 
 
 # What a command says where it was stopped, if it left something behind.

@@ -1,4 +1,4 @@
-"""The loop that every training shares: batches one step ahead, progress, metrics, watchers, checkpoints.
+"""The loop that every training shares: batches one step ahead, progress, metrics, watchers, checkpoints, signals.
 
 What a step computes is its caller's affair. All that a step draws is a function of ``(seed, step)``: resuming is exact.
 """
@@ -28,6 +28,7 @@ from omnihuman_train.ema import Ema
 from omnihuman_train.metrics import MetricLog
 from omnihuman_train.optim import OptimizerGroup
 from omnihuman_train.progress import CountingBar
+from omnihuman_train.stopping import Stopped, StopSignals
 from omnihuman_train.watching import StepTiming, Watcher
 
 # Stream of the random numbers that a model itself draws (posterior noise), apart from those of data and sigma.
@@ -76,22 +77,27 @@ def run_steps(
         resolved: The whole configuration as TOML, stored with each checkpoint.
         title: Shown beside the progress bar.
         watchers: Told of every step, in order; closed at the end.
+
+    Raises:
+        Stopped: a process was asked to stop by a signal; all end after the same step, whose checkpoint is written.
     """
     checkpoints = Checkpoints(out / "checkpoints", world, config=resolved, steps=config.steps)
-    start = checkpoints.restore(*trained)
+    start = done = checkpoints.restore(*trained)
     log = MetricLog(out / "metrics.jsonl", start) if world.main else None
     saved = time.monotonic()
     batches = Ahead(load, range(start, config.steps), world.device)
+    signals = StopSignals(notice=world.main)
 
     def note(step: int) -> Note:
         # All decide alike: a checkpoint is the work of all, and the clock of the first process counts.
         due = step + 1 == config.steps or time.monotonic() - saved > 60 * config.checkpoint_minutes
         coming = batches.layouts(step + 1) if world.size > 1 else []
-        return Note(due=due, written=checkpoints.written, coming=coming)
+        return Note(due=due, written=checkpoints.written, stop=signals.asked, coming=coming)
 
     try:
         with (
             batches,
+            signals,
             progress_bar(title, start, config.steps, shown=world.main) as (advance, show),
         ):
             layouts = world.gather(batches.layouts(start)) if world.size > 1 else []
@@ -113,13 +119,19 @@ def run_steps(
                     if step + 1 == config.steps or (step + 1) % config.log_every == 0:
                         show(log.flush(step + 1))
                 advance()
+                done = step + 1
                 if all(said.written for said in told.notes):
                     checkpoints.finish()
-                if told.notes[0].due:
-                    checkpoints.save(step + 1, *trained)
+                asked = [said.stop for said in told.notes if said.stop]
+                if told.notes[0].due or asked:
+                    checkpoints.save(done, *trained)
                     saved = time.monotonic()
-        checkpoints.finish()
-        world.wait()
+                if asked:
+                    break
+            checkpoints.finish()
+            # Also those that came when nobody asked any more: what follows the steps may take long.
+            if asked := [name for name in world.gather(signals.asked) if name]:
+                raise Stopped(asked[0], done, config.steps)
     finally:
         for watcher in watchers:
             watcher.close()

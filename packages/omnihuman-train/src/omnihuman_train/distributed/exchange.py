@@ -1,6 +1,6 @@
 """What the processes of a run tell each other in a step, all of it at once.
 
-Loss and metrics, as one process would have had them; whether a checkpoint is due and written; and which tensors the
+Loss and metrics, as one process would have had them; whether a checkpoint is due and written; whether to stop; and which tensors the
 batch of the next step holds.
 """
 
@@ -30,11 +30,13 @@ class Note:
     Attributes:
         due: Whether it is time for a checkpoint, by its clock.
         written: Whether it has written its part of the last one.
+        stop: Name of the signal that asked it to stop; empty where none has.
         coming: Layouts of the parts of its next batch; none where that cannot be had.
     """
 
     due: bool = False
     written: bool = False
+    stop: str = ""
     coming: list[Layout] = field(default_factory=list)
 
 
