@@ -150,7 +150,7 @@ def launch(
         return
     if max(grid[1:], default=0) > MOST_PROGRAMS or math.prod(grid) > MOST_PROGRAMS_IN_ALL:
         raise ValueError(
-            f"the batch must fit a grid of {MOST_PROGRAMS} programs along two axes and of {MOST_PROGRAMS_IN_ALL} in all; "
+            f"the batch must fit a grid of {MOST_PROGRAMS} programs along two axes and {MOST_PROGRAMS_IN_ALL} in all; "
             f"got {grid}: split it"
         )
     on_device: AbstractContextManager[Any] = nullcontext()
