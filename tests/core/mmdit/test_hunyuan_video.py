@@ -19,6 +19,7 @@ from omnihuman_core.mmdit.state_dict_adapter import (
     HunyuanVideoLatentConcatAdapter,
     HunyuanVideoOriginalAdapter,
 )
+from tests.public_models import hunyuan_transformer
 
 from .builders import build, config
 
@@ -27,26 +28,6 @@ diffusers = pytest.importorskip("diffusers")
 BASE = config(audio_dim=None, audio_blocks=(), pose_channels=None, segment_embedding=False)
 EXTENDED = config()
 ADAPTERS = [HunyuanVideoDiffusersAdapter, HunyuanVideoOriginalAdapter]
-
-
-def public_model(**changes):
-    settings = {
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "num_refiner_layers": 2,
-        "text_embed_dim": 12,
-        "pooled_projection_dim": 10,
-        "rope_axes_dim": (4, 6, 6),
-    }
-    torch.manual_seed(0)
-    model = diffusers.HunyuanVideoTransformer3DModel(**(settings | changes)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 def draw():
@@ -85,7 +66,7 @@ def relative_error(got, want):
 
 @pytest.mark.parametrize("guidance", [6.0, None])
 def test_text_to_video_is_that_of_diffusers(guidance):
-    public = public_model(guidance_embeds=guidance is not None)
+    public = hunyuan_transformer(guidance_embeds=guidance is not None)
     model = load(replace(BASE, embedded_guidance=guidance), HunyuanVideoDiffusersAdapter, public.state_dict())
     latents, sigma, text = draw()
     want = run_public(public, latents, sigma, text, guidance)
@@ -93,7 +74,7 @@ def test_text_to_video_is_that_of_diffusers(guidance):
 
 
 def test_text_mask_and_guidance_matter_in_that_comparison():
-    public = public_model()
+    public = hunyuan_transformer()
     latents, sigma, text = draw()
     want = run_public(public, latents, sigma, text)
     unmasked = replace(text, mask=torch.ones_like(text.mask))
@@ -102,7 +83,7 @@ def test_text_mask_and_guidance_matter_in_that_comparison():
 
 
 def test_bf16_error_is_within_twice_that_of_diffusers():
-    public = public_model()
+    public = hunyuan_transformer()
     model = load(BASE, HunyuanVideoDiffusersAdapter, public.state_dict())
     latents, sigma, text = draw()
     exact = run_public(public, latents, sigma, text)
@@ -114,7 +95,7 @@ def test_bf16_error_is_within_twice_that_of_diffusers():
 
 @pytest.mark.parametrize("guidance", [6.0, None])
 def test_image_to_video_by_token_replacement_is_motion(guidance):
-    public = public_model(image_condition_type="token_replace", guidance_embeds=guidance is not None)
+    public = hunyuan_transformer(image_condition_type="token_replace", guidance_embeds=guidance is not None)
     model = load(replace(BASE, embedded_guidance=guidance), HunyuanVideoDiffusersAdapter, public.state_dict())
     latents, sigma, text = draw()
     want = run_public(public, latents, sigma, text, guidance)[:, :, 1:]
@@ -123,7 +104,7 @@ def test_image_to_video_by_token_replacement_is_motion(guidance):
 
 
 def test_image_to_video_by_channels():
-    public = public_model(in_channels=9, image_condition_type="latent_concat")
+    public = hunyuan_transformer(in_channels=9, image_condition_type="latent_concat")
     architecture = replace(BASE, pose_channels=5)
     model = load(architecture, HunyuanVideoLatentConcatAdapter, public.state_dict())
     latents, sigma, text = draw()
