@@ -1,4 +1,4 @@
-"""Stop signals of schedulers and of people: they end a run after a step, with a checkpoint, not in the middle of one."""
+"""Stop signals of schedulers and of people: they end a run after a step, with a checkpoint, not amid one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the processes of a run tell each other in a step, all of it at once.
 
-Loss and metrics, as one process would have had them; whether a checkpoint is due and written; whether to stop; and which tensors the
-batch of the next step holds.
+Loss and metrics, as one process would have had them; whether a checkpoint is due and written; whether to stop; and
+which tensors the batch of the next step holds.
 """
 
 from __future__ import annotations
