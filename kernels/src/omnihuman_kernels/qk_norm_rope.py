@@ -97,7 +97,7 @@ def forward_kernel(
     row, batch, position, head, valid = _rows(tile, num_rows, num_heads, length, HEADS)
     q_start = _start(batch, position, head, q_stride_b, q_stride_l, q_stride_n)
     k_start = _start(batch, position, head, k_stride_b, k_stride_l, k_stride_n)
-    table = position[:, None] * (HEAD_DIM // 2) + pairs[None, :]
+    table = position.to(tl.int64)[:, None] * (HEAD_DIM // 2) + pairs[None, :]
     cos = tl.load(cos_ptr + table, mask=valid[:, None], other=0.0)
     sin = tl.load(sin_ptr + table, mask=valid[:, None], other=0.0)
     q_weight = _weight_of(q_weight_ptrs, ends, position, HEAD_DIM)
@@ -164,7 +164,7 @@ def backward_kernel(
         k_start = _start(batch, position, head, k_stride_b, k_stride_l, k_stride_n)
         dq_start = _start(batch, position, head, dqo_stride_b, dqo_stride_l, dqo_stride_n)
         dk_start = _start(batch, position, head, dko_stride_b, dko_stride_l, dko_stride_n)
-        table = position[:, None] * (HEAD_DIM // 2) + pairs[None, :]
+        table = position.to(tl.int64)[:, None] * (HEAD_DIM // 2) + pairs[None, :]
         cos = tl.load(cos_ptr + table, mask=valid[:, None], other=0.0)
         sin = tl.load(sin_ptr + table, mask=valid[:, None], other=0.0)
         dq_weight = _backward_one(
