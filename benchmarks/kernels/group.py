@@ -152,6 +152,8 @@ def measure(case: Any, direction: str, copy: float) -> Row:
 
     from omnihuman_kernels.performance import H100_SXM, Device
 
+    # One piece of torch's code calls whatever is compiled, and is compiled eight times; later peers would run plain.
+    torch._dynamo.reset()
     inputs = [x.float() if i in case.keep else x.bfloat16() for i, x in enumerate(case.make())]
     candidates = {"ours": case.ours, **case.peers}
     if case.eager is not None:

@@ -1,5 +1,8 @@
 """What the process of one group does."""
 
+import functools
+import types
+
 import pytest
 import torch
 
@@ -93,3 +96,23 @@ def test_a_peer_with_a_target_that_is_missing_is_skipped_by_name(run_group, modu
 def test_out_of_time_is_said(run_group):
     (row,) = run_group(plain("good"), seconds=-1)
     assert (row["op"], row["status"], row["problem"]) == ("good", "skipped", "out of time")
+
+
+def test_no_compiled_peer_falls_back_to_plain_code(modules, monkeypatch):
+    """After eight compilations through one piece of code torch runs the next function uncompiled, and only logs it."""
+    graphs = []
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        functools.partial(torch.compile, backend=lambda graph, _: graphs.append(graph) or graph.forward),
+    )
+    monkeypatch.setattr(modules.measure, "interleaved", lambda functions, seconds: dict.fromkeys(functions, 1e-3))
+    for number in range(10):
+        other = types.FunctionType(one_gate.__code__.replace(co_name=f"peer_{number}"), {})
+        peer = functools.partial(other, segments=SEGMENTS)
+        modules.group.measure(case(modules.cases.Case, eager=peer), "forward", 1e12)
+        assert len(graphs) == number + 1
+
+
+def one_gate(residual, x, gate, segments):
+    return residual + gate[:, :1] * x
