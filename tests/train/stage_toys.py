@@ -29,12 +29,12 @@ EXTRACTORS = {
 NARROW = {"hidden_size": 64, "num_heads": 2, "num_double_blocks": 1, "num_single_blocks": 1, "rope_dims": [8, 12, 12]}
 
 
-def write_encoded(folder: Path, *, side: int = SIDE) -> Path:
-    """Eight samples of noise in the shapes of the small model's extractors."""
+def write_encoded(folder: Path, *, side: int = SIDE, first: int = 0) -> Path:
+    """Eight samples of noise in the shapes of the small model's extractors, numbered from ``first`` on."""
     folder.mkdir(parents=True)
     size = side // 8
     members, records = [], []
-    for number in range(8):
+    for number in range(first, first + 8):
         generator = torch.Generator().manual_seed(number)
         key = hashlib.sha1(str(number).encode()).hexdigest()
         tensors = {

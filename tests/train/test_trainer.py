@@ -340,6 +340,14 @@ def test_metrics_are_means_over_steps_and_samples(tmp_path: Path) -> None:
     assert rows(tmp_path) == [{"step": 2, "loss": 2.0, "a": 3.0}, {"step": 3, "loss": 5.0}]
 
 
+def test_the_last_validation_stays_in_sight(tmp_path: Path) -> None:
+    log = MetricLog(tmp_path / "metrics.jsonl", 0)
+    log.add(LossOutput(loss=torch.tensor(1.0), metrics={"validation/loss": torch.tensor(2.0)}))
+    assert log.flush(1) == "loss 1.0000, validation 2.0000"
+    log.add(LossOutput(loss=torch.tensor(0.5)))
+    assert log.flush(2) == "loss 0.5000, validation 2.0000"
+
+
 def test_rows_after_the_checkpoint_and_half_rows_go(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 0.5}\n{"step": 6, "lo')

@@ -158,8 +158,13 @@ def timeouts(minutes: float, **parallel: int) -> None:
     assert set(waits) == {timedelta(minutes=minutes)}, waits
 
 
-def stage(out: str, data: str, *, start: str | None = None, rank: int = 0, **parallel: int) -> None:
-    """Stage 1 on an encoded data set, or with ``start`` stage 2; with low-rank updates if ``rank`` is not 0."""
+def stage(
+    out: str, data: str, *, start: str | None = None, rank: int = 0, held: str | None = None, **parallel: int
+) -> None:
+    """Stage 1 on an encoded data set, or with ``start`` stage 2; with low-rank updates if ``rank`` is not 0.
+
+    Validated on the encoded data set ``held``.
+    """
     from omnihuman_train.lora import LoraSettings
     from omnihuman_train.recipes import stage1, stage2
     from omnihuman_train.stage_run import run_stage
@@ -168,7 +173,9 @@ def stage(out: str, data: str, *, start: str | None = None, rank: int = 0, **par
     torch.set_num_threads(1)
     config = toy(stage2.small() if start else stage1.small(), Path(data), Path(start) if start else None)
     run = replace(config.run, parallel=ParallelConfig(**parallel))
-    run_stage(replace(config, run=run, lora=LoraSettings(rank=rank) if rank else None), Path(out))
+    lora = LoraSettings(rank=rank) if rank else None
+    watch = replace(config.watch, validation_data=held, validation_batches=2)
+    run_stage(replace(config, run=run, lora=lora, watch=watch), Path(out))
 
 
 def vae(out: str, clips: str, *, minutes: float = 60.0, stop: int | None = None, disk: int | None = None) -> None:

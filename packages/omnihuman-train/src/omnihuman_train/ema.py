@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,19 @@ class Ema:
         parameters = dict(model.named_parameters())
         for name, value in self.shadow.items():
             parameters[name].copy_(value)
+
+    @contextmanager
+    def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
+        """The averages stand in the model's parameters meanwhile; then its weights are back, to the bit."""
+        parameters = dict(model.named_parameters())
+        weights = {name: parameters[name].detach().clone() for name in self.shadow}
+        try:
+            self.copy_to(model)
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in weights.items():
+                    parameters[name].copy_(value)
 
     def whole_state(self, model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
         """State dict of ``model`` with the averages as its weights, whole and on the CPU.

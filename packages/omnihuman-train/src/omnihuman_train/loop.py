@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -63,6 +64,7 @@ def run_steps(
     resolved: str,
     title: str,
     watchers: Sequence[Watcher] = (),
+    validate: Callable[[int], Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Run the steps of a training, from its newest checkpoint on.
 
@@ -77,6 +79,7 @@ def run_steps(
         resolved: The whole configuration as TOML, stored with each checkpoint.
         title: Shown beside the progress bar.
         watchers: Told of every step, in order; closed at the end.
+        validate: ``validate(done)`` gives scalars that join the metrics of a step; its time is not that of the step.
 
     Raises:
         Stopped: a process was asked to stop by a signal; all end after the same step, whose checkpoint is written.
@@ -112,6 +115,8 @@ def run_steps(
                 layouts = [said.coming for said in told.notes]
                 seconds = time.monotonic() - began
                 timing = StepTiming(data_seconds=batches.waited(), step_seconds=seconds, samples=told.samples)
+                if validate is not None:
+                    output = replace(output, metrics={**output.metrics, **validate(step + 1)})
                 for watcher in watchers:
                     watcher.step(step, output, timing)
                 if log is not None:

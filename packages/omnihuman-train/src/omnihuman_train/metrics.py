@@ -9,6 +9,9 @@ from pathlib import Path
 
 from omnihuman_core.contracts import LossOutput
 
+# The loss on held-out samples, shown beside that of training until the next one is measured.
+VALIDATION = "validation/loss"
+
 
 class Means:
     """Means of the loss and the metrics of several steps; entries that are not finite are left out."""
@@ -55,6 +58,7 @@ class MetricLog:
         # A resumed run repeats the steps after its checkpoint: their old rows would count twice.
         path.write_text("".join(row + "\n" for row in rows if _step_of(row) <= start))
         self._means = Means()
+        self._validation = ""
         self._since = time.monotonic()
 
     def add(self, output: LossOutput) -> None:
@@ -67,7 +71,9 @@ class MetricLog:
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **means}) + "\n")
-        return f"loss {means['loss']:.4f}"
+        if VALIDATION in means:
+            self._validation = f", validation {means[VALIDATION]:.4f}"
+        return f"loss {means['loss']:.4f}{self._validation}"
 
 
 def _step_of(row: str) -> float:

@@ -53,17 +53,7 @@ class FlowObjective:
 
         The metrics hold the flow-matching part alone, one value per sample; ``loss/mouth_probe`` is the probe's.
         """
-        segment, motion = slice(batch["start"], batch["stop"]), batch["motion_latents"]
-        clean = batch["latents"][:, :, segment].float()  # (B, C, m + t, h, w)
-        conditioning = condition(model, batch, segment)
-        if motion:
-            conditioning = replace(conditioning, motion=MotionCondition(latents=clean[:, :, :motion]))
-        x0 = clean[:, :, motion:]  # (B, C, t, h, w)
-        sigma, noise = self._draw(batch["seeds"], x0)
-        velocity = model.backbone(interpolate(x0, noise, sigma), sigma, conditioning)
-        error = (velocity.float() - velocity_target(x0, noise)).square().mean(1)  # (B, t, h, w)
-        weight = self._weight(batch, slice(segment.start + motion, segment.stop))
-        per_sample = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+        per_sample, sigma = self.sample_losses(model, batch)
         loss = per_sample.mean()
         metrics = {**by_condition_set(per_sample, batch["keep"]), **by_sigma_quartile(per_sample, sigma)}
         if model.mouth_probe is not None:
@@ -71,6 +61,24 @@ class FlowObjective:
             metrics["loss/mouth_probe"] = probe.detach()
             loss = loss + self.config.mouth_probe_weight * probe
         return LossOutput(loss=loss, metrics=metrics)
+
+    def sample_losses(self, model: OmniModel, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Flow-matching loss of each sample, and its sigma, both ``(B,)``.
+
+        The sigma is that of ``sigma`` (B,) where the batch has one; the noise is that of the seed in any case.
+        """
+        segment, motion = slice(batch["start"], batch["stop"]), batch["motion_latents"]
+        clean = batch["latents"][:, :, segment].float()  # (B, C, m + t, h, w)
+        conditioning = condition(model, batch, segment)
+        if motion:
+            conditioning = replace(conditioning, motion=MotionCondition(latents=clean[:, :, :motion]))
+        x0 = clean[:, :, motion:]  # (B, C, t, h, w)
+        sigma, noise = self._draw(batch["seeds"], x0)
+        sigma = batch.get("sigma", sigma)
+        velocity = model.backbone(interpolate(x0, noise, sigma), sigma, conditioning)
+        error = (velocity.float() - velocity_target(x0, noise)).square().mean(1)  # (B, t, h, w)
+        weight = self._weight(batch, slice(segment.start + motion, segment.stop))
+        return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1), sigma
 
     def _draw(self, seeds: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
         """Sigma ``(B,)`` and noise ``(B, C, t, h, w)``; a sample's draws depend on its own seed alone.

@@ -59,7 +59,7 @@ def train_vae(config: TrainConfig, out: Path) -> None:
         trained.load_state_dict(weights)
         # Where it was trained: the other processes wait for it.
         trained.to(world.device)
-        # In fp32 whatever the run's precision: the latents of runs that are under way were normalised by these constants.
+        # In fp32 whatever the run's precision: latents of runs under way were normalised by such constants.
         trained.set_latent_statistics(*latent_statistics(trained, rendered_clips(out / "clips")))
         weights = {name: value.cpu() for name, value in trained.state_dict().items()}
     _save(weights, "vae", out, world)

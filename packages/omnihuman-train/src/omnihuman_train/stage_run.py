@@ -25,6 +25,7 @@ from omnihuman_train.export import export_stage
 from omnihuman_train.extractors import check_encoders, check_vae, data_recipe, extractors, vae_directory
 from omnihuman_train.flops import training_flops
 from omnihuman_train.folders import make_folder
+from omnihuman_train.held_out import held_out
 from omnihuman_train.lora import add_lora, merged_state
 from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
@@ -32,6 +33,7 @@ from omnihuman_train.stage_config import PARTS, StageConfig, check_start
 from omnihuman_train.trainer import fit
 from omnihuman_train.watch import GUARD, watchers
 from omnihuman_train.watch_guard import LossGuard, check_not_stopped
+from omnihuman_train.watch_loss import ValidationLoss
 from omnihuman_train.watch_validation import ValidationVideos, decoder
 from omnihuman_train.watching import Watcher
 from omnihuman_train.workload import workload
@@ -67,6 +69,7 @@ def run_stage(config: StageConfig, out: Path) -> None:
     check_latents(config, sources[0].spec)
     check_sizes(config, sources[0].spec, sources[0].plan.sizes)
     check_encoders(config, made, sources[0].features())
+    held = held_out(config, lambda other: streams(other, world), sources[0])
     if world.main:
         check_vae(config, made, vae)
     model = start_model(config, world, shapes=sources[0].shapes())
@@ -75,8 +78,21 @@ def run_stage(config: StageConfig, out: Path) -> None:
             print(f"compile: the samples have {sources[0].shapes()} shapes, each compiles when it is first met")
         make_folder(out)
         (out / "config.toml").write_text(to_toml(config))
-    objective = LastSamples(FlowObjective(config.flow), config.run.accumulate)
-    watching = _watchers(config, out, world, model, sources, objective, vae)
+    flow = FlowObjective(config.flow)
+    objective = LastSamples(flow, config.run.accumulate)
+    watching = _watchers(config, out, world, model, held or sources, objective, vae)
+    validate = None
+    if held:
+        validate = ValidationLoss(
+            flow,
+            held,
+            model=model,
+            active=config.stage.active,
+            every=config.watch.validation_every,
+            batches=config.watch.validation_batches,
+            world=world,
+            precision=config.run.precision,
+        )
     try:
         ema = fit(
             model,
@@ -88,6 +104,7 @@ def run_stage(config: StageConfig, out: Path) -> None:
             title=config.stage.name,
             watchers=watching,
             world=world,
+            validate=validate,
         )
     except FloatingPointError as error:
         for guard in (watcher for watcher in watching if isinstance(watcher, LossGuard)):
@@ -201,7 +218,7 @@ def _watchers(
     out: Path,
     world: World,
     model: OmniModel,
-    sources: list[FlowStream],
+    shown: Sequence[FlowStream],
     objective: LastSamples,
     vae_from: str,
 ) -> list[Watcher]:
@@ -215,12 +232,12 @@ def _watchers(
         world_size=world.size,
         device=world.device,
     )
-    if config.watch.validation_every:
+    if config.watch.validation_every and config.watch.validation_seeds:
         found.append(
             ValidationVideos(
                 out / "validation",
                 model=model,
-                batch=lambda: sources[0].read(0),
+                batch=lambda: shown[0].read(0),
                 decode=decoder(vae_from, world.device, config.run.precision),
                 every=config.watch.validation_every,
                 seeds=config.watch.validation_seeds,

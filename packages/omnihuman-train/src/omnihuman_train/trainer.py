@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.config import RunConfig
@@ -32,6 +32,7 @@ def fit(
     title: str,
     watchers: Sequence[Watcher] = (),
     world: World | None = None,
+    validate: Callable[[int, Ema], Mapping[str, Tensor]] | None = None,
 ) -> Ema:
     """Train ``model`` and leave its average in the returned :class:`Ema`.
 
@@ -47,6 +48,7 @@ def fit(
         title: Shown beside the progress bar.
         watchers: Told of every step, in order; closed at the end.
         world: Processes of the run, where they have been joined before.
+        validate: ``validate(done, average)`` gives scalars that join the metrics of a step; called on all processes.
 
     Raises:
         FloatingPointError: the loss or the norm of its gradient is not finite; weights stay those of before.
@@ -71,7 +73,18 @@ def fit(
         return done
 
     trained = Trained(model, ema, optimizer)
-    run_steps(step, load, trained, config, here, out, resolved=resolved, title=title, watchers=watchers)
+    run_steps(
+        step,
+        load,
+        trained,
+        config,
+        here,
+        out,
+        resolved=resolved,
+        title=title,
+        watchers=watchers,
+        validate=None if validate is None else lambda done: validate(done, ema),
+    )
     return ema
 
 

@@ -35,8 +35,11 @@ class WatchConfig:
         guard: Stop at a loss that is not finite, or that jumps.
         spike_deviations: How far over the median of the last losses a loss counts as a jump, in deviations.
         spike_window: Losses that median and deviation are taken of.
-        validation_every: Steps between validation videos; 0 makes none.
-        validation_seeds: Seeds of their noise, one video each.
+        validation_every: Steps between validations, loss and videos; 0 makes none.
+        validation_data: Encoded data set that is never trained on: its loss is reported, and videos show its samples.
+            None has no such loss, and videos of samples that are trained on.
+        validation_batches: Batches of it that the loss is measured on, of the run's size.
+        validation_seeds: Seeds of the videos' noise, one video each; none makes no videos.
         validation_steps: Steps of their sampler.
     """
 
@@ -48,11 +51,13 @@ class WatchConfig:
     spike_deviations: float = 10.0
     spike_window: int = 200
     validation_every: int = 0
+    validation_data: str | None = None
+    validation_batches: int = 1
     validation_seeds: tuple[int, ...] = (0, 1)
     validation_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("every", "validation_steps"):
+        for name in ("every", "validation_steps", "validation_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"watch.{name} must be at least 1, got {getattr(self, name)}")
         if self.spike_window < 20:
@@ -61,6 +66,10 @@ class WatchConfig:
             raise ValueError(f"watch.spike_deviations must be positive, got {self.spike_deviations}")
         if self.validation_every < 0:
             raise ValueError(f"watch.validation_every must not be negative, got {self.validation_every}")
+        if self.validation_data is not None and not self.validation_every:
+            raise ValueError(
+                "watch.validation_data is set, but watch.validation_every is 0; set the steps between two validations"
+            )
 
 
 def watchers(
