@@ -108,7 +108,7 @@ def test_no_compiled_peer_falls_back_to_plain_code(modules, monkeypatch):
     )
     monkeypatch.setattr(modules.measure, "interleaved", lambda functions, seconds: dict.fromkeys(functions, 1e-3))
     for number in range(10):
-        other = types.FunctionType(one_gate.__code__.replace(co_name=f"peer_{number}"), {})
+        other = types.FunctionType(one_gate.__code__.replace(co_name=f"peer_{number}"), globals())
         peer = functools.partial(other, segments=SEGMENTS)
         modules.group.measure(case(modules.cases.Case, eager=peer), "forward", 1e12)
         assert len(graphs) == number + 1
