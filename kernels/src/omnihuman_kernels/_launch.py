@@ -110,7 +110,8 @@ def architecture(x: Tensor) -> Architecture:
 def described(x: Tensor) -> Tensor:
     """``x`` itself if descriptors can address its rows, else a contiguous copy, which costs less than other loads.
 
-    They need a base and strides in whole 16 bytes, strides that are not zero, and a contiguous last dimension.
+    They need a base and strides in whole 16 bytes, strides that are not zero, and a contiguous last dimension. Without
+    descriptors loads run ahead only where they move 16 bytes, and kernels spill where they do not.
     """
     strides = [stride * x.element_size() for stride in x.stride()[:-1]]
     if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(stride > 0 and stride % 16 == 0 for stride in strides):

@@ -20,7 +20,6 @@ from omnihuman_kernels._launch import (
     launch,
     one_pass,
     require_device,
-    unit_stride,
 )
 from omnihuman_kernels.joint_attention.backward import backward_kernel, backward_q_kernel, prepare_kernel
 from omnihuman_kernels.joint_attention.forward import forward_kernel
@@ -55,12 +54,6 @@ def _documents(q: Tensor, cu_q: Tensor | None) -> int:
     return q.shape[0] if cu_q is None else cu_q.shape[0] - 1
 
 
-def _rows(*tensors: Tensor, tiles: tuple[Tile, ...]) -> tuple[Tensor, ...]:
-    """Rows of heads as the tiles load them, with any strides that these take."""
-    prepare = described if any(tile.tma for tile in tiles) else unit_stride
-    return tuple(prepare(x) for x in tensors)
-
-
 def _dense(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Tensors without gaps."""
     return tuple(None if x is None else x.contiguous() for x in tensors)
@@ -81,7 +74,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     require_device(q)
     tile = attention_tile("forward" if mask is None else "forward_masked", q)
-    q, k, v = _rows(q, k, v, tiles=(tile,))
+    q, k, v = (described(x) for x in (q, k, v))
     cu_q, cu_k = _dense(cu_q, cu_k)
     bias = None if mask is None else _bias(mask, tile.block_n)
     out, lse = _empty_forward(q)
@@ -109,7 +102,7 @@ def _backward(
     require_device(q)
     together = one_pass(q)
     first, second = (attention_tile(kind, q) for kind in ("backward_q", "backward" if together else "backward_kv"))
-    do, q, k, v = _rows(do, q, k, v, tiles=(first, second))
+    do, q, k, v = (described(x) for x in (do, q, k, v))
     out, lse, mask, cu_q, cu_k = _dense(out, lse, mask, cu_q, cu_k)
     dq, dk, dv = _empty_backward(do, out, lse, q, k, v)
     delta = torch.empty_like(lse)
