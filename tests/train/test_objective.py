@@ -9,11 +9,13 @@ from scipy import stats
 from torch import Tensor
 
 from omnihuman_core.contracts import TextFeatures
+from omnihuman_core.mmdit.blocks import BlockInputs
 from omnihuman_train.config import FlowConfig, SegmentConfig
+from omnihuman_train.data.stream import end_of_texts
 from omnihuman_train.objective import FlowObjective, by_condition_set, by_sigma_quartile, probe_loss
 from omnihuman_train.stages import Ratios, Stage
 
-from .models import Recorder, flow_batches, toy_model
+from .models import Recorder, flow_batches, narrow_mmdit, toy_model
 
 WHOLE = (Stage(name="all", steps=100, ratios=Ratios(text=0.7, audio=0.6, pose=0.5, reference=0.7)),)
 
@@ -224,3 +226,31 @@ def test_probe_is_added_with_its_weight_and_trains_the_audio_encoder(latents: Pa
 def test_weights_and_levels_must_be_positive(name: str) -> None:
     with pytest.raises(ValueError, match=rf"flow\.{name} must be positive"):
         FlowConfig(**{name: 0.0})
+
+
+@pytest.mark.parametrize("lengths", [(3, 3, 3, 3), (1, 3, 2, 3)])
+def test_texts_that_end_with_the_longest_give_the_same_loss(latents: Path, lengths: tuple[int, ...]) -> None:
+    model = toy_model(narrow_mmdit())
+    # The gates of a fresh model are zero: no text would reach the picture.
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    batch = batch_of(latents, continuing=False, batch_size=4)
+    batch["keep"]["text"] = torch.ones(4, dtype=torch.bool)
+    batch["text_mask"] = torch.arange(batch["text_mask"].shape[1]) < torch.tensor(lengths)[:, None]
+    objective, losses, grads = FlowObjective(FlowConfig()), [], []
+    attended = []
+    model.backbone.double_blocks[0].register_forward_pre_hook(lambda _, args: attended.append(args))
+    for change in ({}, end_of_texts(batch["text_mask"])):
+        model.zero_grad()
+        loss = objective(model, {**batch, **change}).loss
+        loss.backward()
+        losses.append(loss.detach())
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    masks = [next(x.mask for x in args if isinstance(x, BlockInputs)) for args in attended]
+    assert masks[0] is not None
+    assert (masks[1] is None) == (len(set(lengths)) == 1)
+    assert [args[1].shape[1] for args in attended] == [4, 3]
+    torch.testing.assert_close(losses[1], losses[0])
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-4, atol=1e-6, msg=name)

@@ -329,3 +329,20 @@ def test_parts_of_a_step_are_parts_of_one_stream(tmp_path: Path) -> None:
     config = replace(config, run=replace(config.run, accumulate=2))
     first, second = streams(config, World(device=torch.device("cpu")))
     assert first.data is second.data
+
+
+def test_texts_end_with_the_longest_of_a_step_that_keeps_them_all(data: Path) -> None:
+    stream, untrimmed = (
+        flow_stream(data, batch=BatchConfig(batch_size=2)),
+        flow_stream(data, batch=BatchConfig(batch_size=2), trim_texts=False),
+    )
+    seen = set()
+    for step in range(60):
+        batch = stream(step)
+        lengths = batch["text_mask"].sum(1).tolist()
+        kept = bool(batch["keep"]["text"].all())
+        seen.add((kept, kept and lengths[0] == lengths[1]))
+        assert batch.get("text_length") == (max(lengths) if kept else None)
+        assert batch.get("text_padded") == (lengths[0] != lengths[1] if kept else None)
+        assert "text_length" not in untrimmed(step)
+    assert seen == {(False, False), (True, False), (True, True)}

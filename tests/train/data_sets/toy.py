@@ -99,6 +99,7 @@ def flow_stream(
     rank: int = 0,
     world: int = 1,
     mouth_truth: bool = False,
+    trim_texts: bool = True,
     segment: SegmentConfig = SEGMENT,
     **options: Any,
 ) -> FlowStream:
@@ -109,6 +110,7 @@ def flow_stream(
         STAGES,
         seed=3,
         pose_extractor=FakePoseExtractor(FakePoseExtractorConfig()),
+        trim_texts=trim_texts,
         mouth_truth=mouth_truth,
         rank=rank,
         world=world,

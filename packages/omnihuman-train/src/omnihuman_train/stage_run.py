@@ -207,6 +207,8 @@ def streams(config: StageConfig, world: World) -> list[FlowStream]:
         (config.stage,),
         seed=config.run.seed + (len(config.stages) - 1) * _STAGE_SEEDS,
         pose_extractor=config.model.pose_extractor.build("feature_extractor"),
+        # Lengths of texts would be shapes to compile.
+        trim_texts=not config.compile,
         mouth_truth=config.flow.mouth_probe_weight > 0,
     )
     count = config.run.accumulate

@@ -59,7 +59,8 @@ class StreamConfig:
 class FlowStream:
     """Batches of encoded clips for :class:`omnihuman_train.objective.FlowObjective`, for one rank.
 
-    Keys as in :class:`omnihuman_train.data.batches.FlowBatches`, and ``key``, the names of the samples. Which frames a
+    Keys as in :class:`omnihuman_train.data.batches.FlowBatches`, and ``key``, the names of the samples; where every row
+    keeps its text, ``text_length`` and ``text_padded``: tokens of the longest one, and whether any is shorter. Which frames a
     step takes is drawn for the step; what is kept and ``seeds``, for each row of the whole batch: none of it depends on
     the number of processes.
 
@@ -70,6 +71,7 @@ class FlowStream:
         stages: Stages in order.
         seed: Everything that is drawn is a function of it and of the step.
         pose_extractor: Draws skeleton maps.
+        trim_texts: Name the end of the texts, so that what follows is left out; another end is another shape.
         mouth_truth: Refuse samples of which the true opening of the mouth is not known, which a mouth probe needs.
         rank: Number of this data-parallel process.
         world: How many there are.
@@ -89,6 +91,7 @@ class FlowStream:
         *,
         seed: int,
         pose_extractor: Any,
+        trim_texts: bool = True,
         mouth_truth: bool = False,
         rank: int = 0,
         world: int = 1,
@@ -103,6 +106,7 @@ class FlowStream:
             )
         self._config, self._segment, self._stages, self._seed = config, segment, stages, seed
         self._rank, self._world, self._pose_extractor = rank, world, pose_extractor
+        self._trim_texts = trim_texts
         buckets = by_bucket(self.data)
         self._layouts = Layouts(self.data, buckets)
         self.spec = self._layouts.spec
@@ -191,6 +195,8 @@ class FlowStream:
             "text_values": rows["values"],
             "text_mask": rows["mask"],
             **({"text_pooled": rows["pooled"]} if "pooled" in rows else {}),
+            # What stands for a dropped text may be longer than those that are kept.
+            **(end_of_texts(rows["mask"]) if self._trim_texts and keep["text"].all() else {}),
             "audio": rows["states"],
             "pose_maps": skeleton_maps(self._pose_extractor, rows["keypoints"][keep["pose"]], batch.bucket[1:]),
             "keep": keep,
@@ -201,3 +207,10 @@ class FlowStream:
             "seeds": torch.from_numpy(noise_seeds(self._seed, step, numbers)),
             "key": [record.key for record in records],
         }
+
+
+def end_of_texts(mask: Tensor) -> dict[str, Any]:
+    """Tokens ``text_length`` after which no text of ``mask`` (B, S) counts any, and whether it pads one before that."""
+    counting = mask.any(0).nonzero()
+    length = int(counting[-1]) + 1 if len(counting) else 1
+    return {"text_length": length, "text_padded": not bool(mask[:, :length].all())}
