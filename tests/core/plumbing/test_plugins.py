@@ -41,7 +41,35 @@ def test_two_claims_on_one_name(tmp_path, monkeypatch):
     for name, target in (("first", FAKE), ("second", "somewhere.else:VAE")):
         entries = {"video_vae": {"newcomer": target}}
         monkeypatch.syspath_prepend(write_distribution(tmp_path / name, entries, name=name))
-    with pytest.raises(PluginError, match="two packages register the video_vae plugin 'newcomer'.*uninstall one"):
+    both = "somewhere.else:VAE of second and omnihuman_core.testing.fakes:FakeVAE of first"
+    with pytest.raises(PluginError, match=f"two packages register the video_vae plugin 'newcomer' .{both}.; uninstall"):
+        plugin("video_vae", "newcomer")
+
+
+def test_a_quarrel_over_one_name_leaves_the_others(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        entries = {"video_vae": {"newcomer": f"{name}.vae:VAE"}}
+        monkeypatch.syspath_prepend(write_distribution(tmp_path / name, entries, name=name))
+    monkeypatch.syspath_prepend(write_distribution(tmp_path, {"video_vae": {"third": FAKE}}))
+    assert plugin("video_vae", "third") is FakeVAE
+    assert {"newcomer", "third"} <= set(installed("video_vae"))
+
+
+def test_one_object_that_two_packages_register_is_no_quarrel(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        entries = {"video_vae": {"newcomer": FAKE}}
+        monkeypatch.syspath_prepend(write_distribution(tmp_path / name, entries, name=name))
+    assert plugin("video_vae", "newcomer") is FakeVAE
+
+
+def test_a_plugin_for_another_version_of_the_contract(tmp_path, monkeypatch):
+    folder = write_distribution(tmp_path, {"video_vae": {"older": FAKE, "newcomer": FAKE}})
+    (entries,) = folder.glob("*.dist-info/entry_points.txt")
+    entries.write_text(entries.read_text().replace("video_vae.v1", "video_vae.v2"))
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(
+        PluginError, match=r"'newcomer' is registered for version 2 .* this omnihuman-core speaks version 1"
+    ):
         plugin("video_vae", "newcomer")
 
 
@@ -50,6 +78,16 @@ def test_a_plugin_that_cannot_be_imported(tmp_path, monkeypatch, target):
     monkeypatch.syspath_prepend(write_distribution(tmp_path, {"video_vae": {"broken": target}}))
     with pytest.raises(PluginError, match=f"'broken' .{target}. cannot be imported"):
         plugin("video_vae", "broken")
+
+
+@pytest.mark.parametrize("line", ["raise OSError('no libcuda.so:\\nask an expert')", "def (:", "1 / 0", "{}['key']"])
+def test_a_plugin_whose_module_fails(tmp_path, monkeypatch, line):
+    (tmp_path / "fails_at_import.py").write_text(f"{line}\n")
+    monkeypatch.syspath_prepend(write_distribution(tmp_path, {"video_vae": {"broken": "fails_at_import:VAE"}}))
+    with pytest.raises(PluginError, match=r"'broken' .fails_at_import:VAE. cannot be imported: \w+Error: ") as caught:
+        plugin("video_vae", "broken")
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is not None
 
 
 def test_groups_carry_the_version():

@@ -61,36 +61,63 @@ def check_group(name: str, kind: str) -> None:
 def installed(kind: str) -> dict[str, EntryPoint]:
     """Entry points of a kind by name; nothing is imported.
 
-    Raises:
-        PluginError: two packages claim one name with different objects.
+    Of a name that two packages claim it gives one: :func:`plugin` refuses that name, and the others stay of use.
     """
-    found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=group(kind)):
-        other = found.setdefault(entry.name, entry)
-        if other.value != entry.value:
-            raise PluginError(
-                f"two packages register the {kind} plugin {entry.name!r} ({other.value} and {entry.value}); "
-                "uninstall one of them"
-            )
-    return found
+    return {name: claims[0] for name, claims in _claims(kind).items()}
 
 
 def plugin(kind: str, name: str) -> Any:
     """Import the plugin ``name`` of a kind.
 
     Raises:
-        PluginError: no such plugin is installed, or its import fails.
+        PluginError: no such plugin is installed, two packages claim the name with different objects, or its import
+            fails, in whatever way.
     """
-    found = installed(kind)
-    if name not in found:
+    claims = _claims(kind)
+    if name not in claims:
         raise PluginError(
-            f"unknown {kind} plugin {name!r}; installed are {', '.join(sorted(found)) or 'none'} "
-            f"(entry-point group {group(kind)!r})"
+            f"unknown {kind} plugin {name!r}; installed are {', '.join(sorted(claims)) or 'none'} "
+            f"(entry-point group {group(kind)!r}){other_versions(kind, name)}"
         )
+    entry, *others = claims[name]
+    if others:
+        rivals = " and ".join(f"{claim.value}{_of_package(claim)}" for claim in claims[name])
+        raise PluginError(f"two packages register the {kind} plugin {name!r} ({rivals}); uninstall one of them")
     try:
-        return found[name].load()
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"{kind} plugin {name!r} ({found[name].value}) cannot be imported: {error}") from error
+        return entry.load()
+    except Exception as error:
+        # What a package does at import may fail in any way: a missing library, a driver, a licence.
+        reason = " ".join(str(error).split())
+        if not isinstance(error, ImportError | AttributeError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise PluginError(f"{kind} plugin {name!r} ({entry.value}) cannot be imported: {reason}") from error
+
+
+def other_versions(kind: str, name: str) -> str:
+    """End of a message on a plugin that is not found: where it is registered for another version of the contract."""
+    pattern = re.compile(rf"omnihuman\.{kind}\.v(\d+)")
+    groups = [pattern.fullmatch(entry.group) for entry in entry_points(name=name)]
+    versions = sorted({match[1] for match in groups if match} - {str(CONTRACT_VERSION)})
+    if not versions:
+        return ""
+    return (
+        f"; {name!r} is registered for version {' and '.join(versions)} of the contract, this omnihuman-core speaks "
+        f"version {CONTRACT_VERSION}"
+    )
+
+
+def _claims(kind: str) -> dict[str, list[EntryPoint]]:
+    """Entry points of a kind by name, those of one object once."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=group(kind)):
+        claims = found.setdefault(entry.name, [])
+        if entry.value not in [claim.value for claim in claims]:
+            claims.append(entry)
+    return found
+
+
+def _of_package(entry: EntryPoint) -> str:
+    return f" of {entry.dist.name}" if entry.dist is not None else ""
 
 
 def resolve_ops(name: str = "eager") -> Ops:

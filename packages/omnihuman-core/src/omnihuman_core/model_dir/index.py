@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnihuman_core.config import from_table, read_toml
-from omnihuman_core.plugins import check_group, installed
+from omnihuman_core.plugins import check_group, installed, other_versions
 
 FORMAT = 1
 INDEX, CONFIG, WEIGHTS = "model.toml", "config.toml", "model.safetensors"
@@ -136,6 +136,7 @@ def read_index(directory: str | Path) -> ModelIndex:
             raise ModelDirError(
                 f"{path}: components.{name}.plugin {entry.plugin!r} is not installed (it came with {entry.package} "
                 f"{entry.package_version}); installed are {', '.join(sorted(found)) or 'none'}"
+                f"{other_versions(kind, entry.plugin)}"
             )
     return index
 
