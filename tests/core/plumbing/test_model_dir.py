@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,43 @@ def test_a_plugin_of_another_kind_of_extractor_is_refused(directory):
         f"{directory}/audio_extractor/config.toml: plugin 'fake_text' makes FakeTextExtractor, which has no align() as "
         "the contract AudioExtractor asks; use another plugin"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [
+        ("align = None", r"has no align\(\)"),
+        ("del config_class", "has no config_class"),
+        ("plugin = 5", "5, which has no"),
+    ],
+)
+def test_a_plugin_that_is_no_extractor_at_all(directory, tmp_path, monkeypatch, change, lacks):
+    body = "class plugin:\n    config_class = object\n    def extract(self, raw): ...\n    def align(self): ...\n    "
+    (tmp_path / "half_a_plugin.py").write_text(f"{body}{change}\n" if "plugin" not in change else f"{change}\n")
+    entries = {"feature_extractor": {"half": "half_a_plugin:plugin"}}
+    monkeypatch.syspath_prepend(write_distribution(tmp_path, entries, name="half"))
+    monkeypatch.delitem(sys.modules, "half_a_plugin", raising=False)
+    index = directory / "model.toml"
+    index.write_text(
+        index.read_text().replace(
+            'feature_extractor.v1"\nplugin = "fake_audio"', 'feature_extractor.v1"\nplugin = "half"'
+        )
+    )
+    with pytest.raises(ModelDirError, match=lacks):
+        load_model(directory)
+
+
+def test_a_plugin_upgraded_past_the_contract_is_named(directory, tmp_path, monkeypatch):
+    folder = write_distribution(tmp_path / "newer", {"video_vae": {"fake_two": "somewhere:VAE"}}, name="newer")
+    (entries,) = folder.glob("*.dist-info/entry_points.txt")
+    entries.write_text(entries.read_text().replace("video_vae.v1", "video_vae.v2"))
+    monkeypatch.syspath_prepend(folder)
+    index = directory / "model.toml"
+    index.write_text(index.read_text().replace('video_vae.v1"\nplugin = "fake"', 'video_vae.v1"\nplugin = "fake_two"'))
+    with pytest.raises(
+        ModelDirError, match=r"'fake_two' is not installed .*; 'fake_two' is registered for version 2 of"
+    ):
+        read_index(directory)
 
 
 def test_missing_component_folder_is_found_before_any_weight_is_read(directory, monkeypatch):

@@ -139,10 +139,13 @@ def _load(
     methods = [
         method for method in dir(contract) if not method.startswith("_") and isfunction(getattr(contract, method))
     ]
-    if missing := [method for method in methods if not hasattr(made_by, method)]:
+    missing = [f"{method}()" for method in methods if not callable(getattr(made_by, method, None))]
+    if not hasattr(made_by, "config_class"):
+        missing.append("config_class")
+    if missing:
         raise ModelDirError(
-            f"{path}: plugin {entry.plugin!r} makes {made_by.__name__}, which has no {missing[0]}() as the contract "
-            f"{contract.__name__} asks; use another plugin"
+            f"{path}: plugin {entry.plugin!r} makes {getattr(made_by, '__name__', made_by)}, which has no {missing[0]} "
+            f"as the contract {contract.__name__} asks; use another plugin"
         )
     table = read_toml(path)
     try:
