@@ -105,6 +105,14 @@ def test_dtype(directory):
     assert model.vae.basis.dtype == torch.float64
 
 
+def test_loading_leaves_the_global_generator_as_it_was(directory):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    load_model(directory)
+    load_component(directory, "audio_encoder")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_backbone_gets_its_ops(directory):
     from omnihuman_core.plugins import resolve_ops
 
@@ -256,6 +264,16 @@ def test_a_plugin_upgraded_past_the_contract_is_named(directory, tmp_path, monke
         ModelDirError, match=r"'fake_two' is not installed .*; 'fake_two' is registered for version 2 of"
     ):
         read_index(directory)
+
+
+def test_a_config_of_another_release_is_said_to_be_one(directory):
+    index, config = directory / "model.toml", directory / "vae" / "config.toml"
+    config.write_text(config.read_text() + "depth = 3\n")
+    with pytest.raises(ModelDirError, match=r"unknown key 'depth'; known keys are [a-z_, ]+$"):
+        load_model(directory)
+    index.write_text(index.read_text().replace('package_version = "1.2.3"', 'package_version = "1.9.0"', 1))
+    with pytest.raises(ModelDirError, match=r"written by omnihuman-fakes 1.9.0, installed is omnihuman-fakes 1.2.3"):
+        load_model(directory)
 
 
 def test_missing_component_folder_is_found_before_any_weight_is_read(directory, monkeypatch):

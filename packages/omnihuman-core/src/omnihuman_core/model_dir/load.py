@@ -39,7 +39,7 @@ from omnihuman_core.model_dir.index import (
     inside,
     read_index,
 )
-from omnihuman_core.plugins import plugin, resolve_ops
+from omnihuman_core.plugins import installed, plugin, resolve_ops
 
 # What the contract of each component asks of it.
 _CONTRACTS: Mapping[str, type] = {
@@ -81,7 +81,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     ops: str | Ops = "eager",
 ) -> ModelComponents:
-    """Load every component that the index names, in ``eval`` mode.
+    """Load every component that the index names, in ``eval`` mode; torch's global generator is left as it was.
 
     Args:
         directory: A model directory.
@@ -151,16 +151,18 @@ def _load(
     try:
         config = from_table(made_by.config_class, _resolved(table, path.parent))
     except ValueError as error:
-        raise ModelDirError(f"{path}: {error}") from None
+        raise ModelDirError(f"{path}: {error}{_other_release(entry, COMPONENTS[name])}") from None
     extra = {"ops": resolve_ops(ops) if isinstance(ops, str) else ops} if name == "backbone" else {}
     weights = Path(directory) / name / WEIGHTS
     if weights.exists():
         inside(directory, name, WEIGHTS)
-    # An extractor without a file of its own brings its weights itself, if it has any.
-    if COMPONENTS[name] == "feature_extractor" and not weights.exists():
-        made = made_by(config, **extra)
-    else:
-        made = _load_weights(made_by, config, extra, weights, dtype)
+    # Constructors draw weights, which those of the file replace: the program that loads a model keeps its own numbers.
+    with torch.random.fork_rng(devices=[]):
+        # An extractor without a file of its own brings its weights itself, if it has any.
+        if COMPONENTS[name] == "feature_extractor" and not weights.exists():
+            made = made_by(config, **extra)
+        else:
+            made = _load_weights(made_by, config, extra, weights, dtype)
     if isinstance(made, nn.Module):
         return made.to(device=device).eval()
     # Extractors that hold a model of another library say where it runs.
@@ -184,6 +186,14 @@ def _load_weights(made_by: Any, config: Any, extra: Mapping[str, Any], weights: 
         made = made_by(config, **extra)
         load_state(made, weights, dtype=dtype)
     return made
+
+
+def _other_release(entry: ComponentEntry, kind: str) -> str:
+    """End of a message on what does not fit: the releases, where another one wrote the directory."""
+    now = installed(kind)[entry.plugin].dist
+    if now is None or (now.name, now.version) == (entry.package, entry.package_version):
+        return ""
+    return f" (written by {entry.package} {entry.package_version}, installed is {now.name} {now.version})"
 
 
 def _resolved(value: Any, folder: Path) -> Any:
