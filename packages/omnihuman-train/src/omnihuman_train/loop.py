@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from omnihuman_train.distributed.exchange import Batch, Layout, Note, Told, layo
 from omnihuman_train.distributed.mesh import World
 from omnihuman_train.distributed.shards import whole
 from omnihuman_train.ema import Ema
+from omnihuman_train.folders import only_run_in
 from omnihuman_train.metrics import MetricLog
 from omnihuman_train.optim import OptimizerGroup
 from omnihuman_train.progress import CountingBar
@@ -82,64 +83,66 @@ def run_steps(
         validate: ``validate(done)`` gives scalars that join the metrics of a step; its time is not that of the step.
 
     Raises:
+        ValueError: another run is at work in the folder, or a checkpoint does not fit.
         Stopped: a process was asked to stop by a signal; all end after the same step, whose checkpoint is written.
     """
-    checkpoints = Checkpoints(out / "checkpoints", world, config=resolved, steps=config.steps)
-    start = done = checkpoints.restore(*trained)
-    log = MetricLog(out / "metrics.jsonl", start) if world.main else None
-    saved = time.monotonic()
-    batches = Ahead(load, range(start, config.steps), world.device)
-    signals = StopSignals(notice=world.main)
+    with only_run_in(out) if world.main else nullcontext():
+        checkpoints = Checkpoints(out / "checkpoints", world, config=resolved, steps=config.steps)
+        start = done = checkpoints.restore(*trained)
+        log = MetricLog(out / "metrics.jsonl", start) if world.main else None
+        saved = time.monotonic()
+        batches = Ahead(load, range(start, config.steps), world.device)
+        signals = StopSignals(notice=world.main)
 
-    def note(step: int) -> Note:
-        # All decide alike: a checkpoint is the work of all, and the clock of the first process counts.
-        due = step + 1 == config.steps or time.monotonic() - saved > 60 * config.checkpoint_minutes
-        coming = batches.layouts(step + 1) if world.size > 1 else []
-        return Note(due=due, written=checkpoints.written, stop=signals.asked, coming=coming)
+        def note(step: int) -> Note:
+            # All decide alike: a checkpoint is the work of all, and the clock of the first process counts.
+            due = step + 1 == config.steps or time.monotonic() - saved > 60 * config.checkpoint_minutes
+            coming = batches.layouts(step + 1) if world.size > 1 else []
+            return Note(due=due, written=checkpoints.written, stop=signals.asked, coming=coming)
 
-    try:
-        with (
-            batches,
-            signals,
-            progress_bar(title, start, config.steps, shown=world.main) as (advance, show),
-        ):
-            layouts = world.gather(batches.layouts(start)) if world.size > 1 else []
-            for step in range(start, config.steps):
-                began = time.monotonic()
-                parts = [
-                    same_parts(part, [of[number] for of in layouts if of], world.device)
-                    for number, part in enumerate(batches.take(step))
-                ]
-                torch.manual_seed(model_seed(config.seed, step, world.data_rank))
-                output, told = compute(step, parts, partial(note, step))
-                layouts = [said.coming for said in told.notes]
-                seconds = time.monotonic() - began
-                timing = StepTiming(data_seconds=batches.waited(), step_seconds=seconds, samples=told.samples)
-                if validate is not None:
-                    output = replace(output, metrics={**output.metrics, **validate(step + 1)})
-                for watcher in watchers:
-                    watcher.step(step, output, timing)
-                if log is not None:
-                    log.add(output)
-                    if step + 1 == config.steps or (step + 1) % config.log_every == 0:
-                        show(log.flush(step + 1))
-                advance()
-                done = step + 1
-                if all(said.written for said in told.notes):
-                    checkpoints.finish()
-                asked = [said.stop for said in told.notes if said.stop]
-                if told.notes[0].due or asked:
-                    checkpoints.save(done, *trained)
-                    saved = time.monotonic()
-                if asked:
-                    break
-            checkpoints.finish()
-            # Also those that came when nobody asked any more: what follows the steps may take long.
-            if asked := [name for name in world.gather(signals.asked) if name]:
-                raise Stopped(asked[0], done, config.steps)
-    finally:
-        for watcher in watchers:
-            watcher.close()
+        try:
+            with (
+                batches,
+                signals,
+                progress_bar(title, start, config.steps, shown=world.main) as (advance, show),
+            ):
+                layouts = world.gather(batches.layouts(start)) if world.size > 1 else []
+                for step in range(start, config.steps):
+                    began = time.monotonic()
+                    parts = [
+                        same_parts(part, [of[number] for of in layouts if of], world.device)
+                        for number, part in enumerate(batches.take(step))
+                    ]
+                    torch.manual_seed(model_seed(config.seed, step, world.data_rank))
+                    output, told = compute(step, parts, partial(note, step))
+                    layouts = [said.coming for said in told.notes]
+                    seconds = time.monotonic() - began
+                    timing = StepTiming(data_seconds=batches.waited(), step_seconds=seconds, samples=told.samples)
+                    if validate is not None:
+                        output = replace(output, metrics={**output.metrics, **validate(step + 1)})
+                    for watcher in watchers:
+                        watcher.step(step, output, timing)
+                    if log is not None:
+                        log.add(output)
+                        if step + 1 == config.steps or (step + 1) % config.log_every == 0:
+                            show(log.flush(step + 1))
+                    advance()
+                    done = step + 1
+                    if all(said.written for said in told.notes):
+                        checkpoints.finish()
+                    asked = [said.stop for said in told.notes if said.stop]
+                    if told.notes[0].due or asked:
+                        checkpoints.save(done, *trained)
+                        saved = time.monotonic()
+                    if asked:
+                        break
+                checkpoints.finish()
+                # Also those that came when nobody asked any more: what follows the steps may take long.
+                if asked := [name for name in world.gather(signals.asked) if name]:
+                    raise Stopped(asked[0], done, config.steps)
+        finally:
+            for watcher in watchers:
+                watcher.close()
 
 
 class Ahead:
