@@ -157,6 +157,29 @@ def test_records_have_means_speed_and_mfu(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines()[0] == "step 2, 4 samples/s, data wait 5.0 %, MFU 10.0 %"
 
 
+def test_rows_of_steps_that_are_done_again_are_replaced(tmp_path: Path) -> None:
+    for life, steps in enumerate(((2, 4, 6), (4, 6, 8))):
+        sink = RowSink(tmp_path / "watch.jsonl")
+        for step in steps:
+            sink.write(step, {"speed/x": float(life)})
+    rows = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["speed/x"]) for row in rows] == [(2, 0.0), (4, 1.0), (6, 1.0), (8, 1.0)]
+
+
+def test_tensorboard_shows_no_step_twice(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for life, steps in enumerate(((2, 4, 6), (4, 6, 8))):
+        sink = TensorBoardSink(tmp_path)
+        for step in steps:
+            sink.write(step, {"loss": float(life)})
+        sink.close()
+    events: Any = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 0.0), (4, 1.0), (6, 1.0), (8, 1.0)]
+
+
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
+from omnihuman_core.checkpoint import create_part
 from omnihuman_core.contracts import LossOutput
 
 # The loss on held-out samples, shown beside that of training until the next one is measured.
@@ -54,9 +56,8 @@ class MetricLog:
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = path.read_text().splitlines() if path.exists() else []
         # A resumed run repeats the steps after its checkpoint: their old rows would count twice.
-        path.write_text("".join(row + "\n" for row in rows if _step_of(row) <= start))
+        drop_rows_after(path, start)
         self._means = Means()
         self._validation = ""
         self._since = time.monotonic()
@@ -74,6 +75,25 @@ class MetricLog:
         if VALIDATION in means:
             self._validation = f", validation {means[VALIDATION]:.4f}"
         return f"loss {means['loss']:.4f}{self._validation}"
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Take the rows of later steps, and half ones, out of a file of rows; it is replaced whole or stays as it was.
+
+    Raises:
+        OSError: the new file cannot be written.
+    """
+    rows = path.read_text().splitlines() if path.exists() else []
+    kept = [row for row in rows if _step_of(row) <= step]
+    if len(kept) == len(rows):
+        return
+    handle, temporary = create_part(path)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.writelines(row + "\n" for row in kept)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _step_of(row: str) -> float:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from omnihuman_core.contracts import LossOutput
 from omnihuman_train.flops import mfu
-from omnihuman_train.metrics import Means
+from omnihuman_train.metrics import Means, drop_rows_after
 from omnihuman_train.watch_gpu import GpuMeter
 from omnihuman_train.watching import StepTiming
 
@@ -102,16 +102,20 @@ class RowSink:
     """Speed and state of the GPU as JSON lines; loss and metrics have a file of their own.
 
     Args:
-        path: The file; rows that are there stay.
+        path: The file; rows that are there stay, up to the first one that a run which goes on writes anew.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._started = False
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Append a row."""
         row = {name: round(value, 6) for name, value in scalars.items() if name.startswith(("speed/", "gpu/"))}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._started:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            drop_rows_after(self.path, step - 1)
+            self._started = True
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
 

@@ -23,23 +23,28 @@ class TensorBoardSink:
     def __init__(self, folder: Path) -> None:
         try:
             # Untyped calls where it is installed, unknown ones where it is not.
-            tensorboard: Any = import_module("torch.utils.tensorboard")
+            self._tensorboard: Any = import_module("torch.utils.tensorboard")
         except ImportError:
             raise ValueError(
                 "watch.tensorboard needs TensorBoard: pip install omnihuman-train[tensorboard], "
                 "or --set watch.tensorboard=false"
             ) from None
-        self._writer = tensorboard.SummaryWriter(folder)
+        self._folder = folder
+        self._writer: Any = None
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Write the scalars of a step."""
+        if self._writer is None:
+            # A run that goes on repeats steps: what was there of them would make the curves jump back.
+            self._writer = self._tensorboard.SummaryWriter(self._folder, purge_step=step)
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:
         """Close the files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandbSink:
