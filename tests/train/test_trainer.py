@@ -1,8 +1,10 @@
 """The loop: exact resume, checkpoints that are whole, a loss that falls, and a stop where it is no number."""
 
+import errno
 import json
 import math
 import resource
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,11 @@ from torch import nn
 from omnihuman_core.checkpoint import load_safetensors, save_safetensors
 from omnihuman_core.config import to_toml
 from omnihuman_core.contracts import LossOutput
-from omnihuman_train.checkpointing import save_checkpoint, step_generator
+from omnihuman_train.checkpointing import Checkpoints, save_checkpoint, step_generator
 from omnihuman_train.config import FlowConfig, OptimizerConfig, RunConfig
+from omnihuman_train.distributed.mesh import World
 from omnihuman_train.ema import Ema
+from omnihuman_train.folders import only_run_in
 from omnihuman_train.loop import model_seed
 from omnihuman_train.metrics import MetricLog
 from omnihuman_train.objective import FlowObjective
@@ -328,6 +332,65 @@ def test_a_broken_file_of_a_checkpoint_is_named(tmp_path: Path, name: str) -> No
     (path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=name):
         load_checkpoint(path, *parts())
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "5", '{"step": "x", "optimizer": []}', '{"step": 1}'])
+def test_a_state_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
+    path = save_checkpoint(tmp_path, 1, *parts(), config="")
+    (path / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"state\.json: broken .*delete this checkpoint and run again"):
+        load_checkpoint(path, *parts())
+
+
+def test_what_a_killed_run_left_half_goes_at_the_next_start(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, *parts(), config="")
+    half = tmp_path / ".partial_step_00000007"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    run = Checkpoints(tmp_path, World(device=torch.device("cpu")), config="", steps=9)
+    assert run.restore(*parts()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delete = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        # As NFS answers while a file in it is open elsewhere.
+        if Path(path).name.endswith("1") and Path(path).exists() and not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        delete(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, *parts(), config="")
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
+    assert "step_00000001: cannot be deleted (Directory not empty)" in caplog.text
+
+
+def test_a_full_disk_at_the_start_leaves_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    text = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 200))
+    path.write_text(text)
+    with full_disk(100), pytest.raises(OSError, match="File too large"):
+        MetricLog(path, 150)
+    assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+    MetricLog(path, 150)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 151))
+
+
+def test_two_runs_cannot_work_in_one_folder(tmp_path: Path, latents: Path) -> None:
+    with (
+        only_run_in(tmp_path),
+        pytest.raises(ValueError, match=r"another run is at work in it; wait for its end") as hit,
+    ):
+        train(tmp_path, latents, run_config())
+    assert "\n" not in str(hit.value)
+    train(tmp_path, latents, run_config())
+    train(tmp_path, latents, run_config())
 
 
 def test_metrics_are_means_over_steps_and_samples(tmp_path: Path) -> None:

@@ -103,3 +103,14 @@ def test_a_broken_shard_is_one_line(tmp_path: Path, latents: Path, ranks: Server
         assert error.startswith("ValueError: ")
         assert "broken" in error
         assert "\n" not in error
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_missing_shard_is_one_line(tmp_path: Path, latents: Path, ranks: Server, stopped: Path, which: int) -> None:
+    # Torch reads a checkpoint without the first one as if nothing were amiss.
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    shard = sorted((checkpoints(tmp_path / "checkpoints")[-1] / "shards").iterdir())[which]
+    shard.unlink()
+    for error in ranks.run(2, "train", out=str(tmp_path), latents=str(latents)):
+        assert error.startswith(f"ValueError: {shard}: missing, or broken (it had ")
+        assert error.endswith("delete this checkpoint and run again")

@@ -36,6 +36,8 @@ from omnihuman_train.resuming import (
 )
 
 _LOG = logging.getLogger(__name__)
+# In front of the name of a checkpoint that is being written or deleted.
+_PARTIAL = ".partial_"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Checkpoints:
         Raises:
             ValueError: as :func:`load_checkpoint`, or it has more steps than the run.
         """
+        if self._world.main:
+            # What a run left that was killed while it wrote one: of a large model, hundreds of GB.
+            for half in self.folder.glob(f"{_PARTIAL}*"):
+                shutil.rmtree(half, ignore_errors=True)
         # What the first process sees counts: a file system may show a new folder later elsewhere.
         done = self._world.gather([path.name for path in checkpoints(self.folder)])[0]
         if not done:
@@ -94,7 +100,7 @@ class Checkpoints:
             return
         self.finish()
         target = self.folder / f"{PREFIX}{step:08d}"
-        partial = self.folder / f".partial_{target.name}"
+        partial = self.folder / f"{_PARTIAL}{target.name}"
         if self._world.main:
             shutil.rmtree(partial, ignore_errors=True)
             try:
@@ -137,8 +143,10 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         try:
             writing.future.result()
+            # Asked of who wrote them: elsewhere a file system may show them later.
+            files = {name: size for sizes in self._world.gather(self._written_files(writing)) for name, size in sizes}
             if self._world.main:
-                _complete(writing.partial, writing.target, self._config, writing.state)
+                _complete(writing.partial, writing.target, self._config, {**writing.state, "files": files})
         except (OSError, CheckpointException) as error:
             reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
             raise CheckpointError(f"{writing.target}: cannot be written ({reason})") from error
@@ -147,6 +155,11 @@ class Checkpoints:
                 shutil.rmtree(writing.partial, ignore_errors=True)
         if self._world.main:
             _drop_old(self.folder, self._keep)
+
+    def _written_files(self, writing: _Writing) -> list[tuple[str, int]]:
+        """Names and sizes of the files that this process has written."""
+        mine = (writing.partial / SHARDS).glob(f"shard-{self._world.rank + 1:05d}-*")
+        return [(path.name, path.stat().st_size) for path in mine]
 
 
 def save_checkpoint(
@@ -167,7 +180,7 @@ def save_checkpoint(
         CheckpointError: the disk is full or the folder cannot be written; the checkpoints before stay whole.
     """
     target = folder / f"{PREFIX}{step:08d}"
-    partial = folder / f".partial_{target.name}"
+    partial = folder / f"{_PARTIAL}{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -193,7 +206,14 @@ def _complete(partial: Path, target: Path, config: str, state: dict[str, Any]) -
 
 def _drop_old(folder: Path, keep: int) -> None:
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        # Half deleted it would pass for a whole one.
+        gone = folder / f"{_PARTIAL}{old.name}"
+        try:
+            old.rename(gone)
+            shutil.rmtree(gone)
+        except OSError as error:
+            # A file that is still open somewhere, on NFS. The new one is whole; the next start tries again.
+            _LOG.warning("%s: cannot be deleted (%s)", old, error.strerror)
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

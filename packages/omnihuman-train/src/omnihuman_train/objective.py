@@ -35,8 +35,8 @@ class FlowObjective:
 
     Batch keys: ``latents`` (B, C, n, h, w) of whole clips, ``start``/``stop`` of the segment in them,
     ``motion_latents`` clean frames in front, ``reference`` (B, C, 1, h, w), ``text_values``/``text_mask`` and, where
-    the extractor gives one, ``text_pooled``, where it is known ``text_length`` and ``text_padded`` (the end of the texts,
-    and whether any ends before it), ``audio`` (B, T, layers, D) aligned with the frames of the whole clip,
+    the extractor gives one, ``text_pooled``, where it is known ``text_length`` and ``text_padded`` (the end of the
+    texts, and whether any ends before it), ``audio`` (B, T, layers, D) aligned with the frames of the whole clip,
     ``pose_maps`` (kept samples, 3, T, H, W) or None,
     ``keep`` masks (B,) by condition, ``mouth_region``/``hand_region`` (B, n, h, w), ``mouth_open`` (B, T),
     ``has_audio`` (B,), ``seeds`` (B,) int64 of each sample's sigma and noise. Latents, reference and audio

@@ -22,6 +22,7 @@ from omnihuman_train.optimizer_state import parameter_of, restore_state
 
 PREFIX = "step_"
 SHARDS = "shards"
+_AGAIN = "delete this checkpoint and run again"
 _ALONE = World(device=torch.device("cpu"))
 
 
@@ -44,6 +45,7 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: Optimizer
         ValueError: a file is broken, or the checkpoint belongs to another architecture or another optimiser.
     """
     state = _state(path)
+    _check_shards(path, state.get("files", {}))
     load = _load_shards if (path / SHARDS).is_dir() else _load_whole
     moments = load(path, model, ema, optimizer, world)
     numbers = {name: torch.tensor(value) for name, value in state.get("numbers", {}).items()}
@@ -93,8 +95,18 @@ def _state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
     except ValueError as error:
-        raise ValueError(f"{path / 'state.json'}: broken ({error}); delete this checkpoint and run again") from error
+        raise ValueError(f"{path / 'state.json'}: broken ({error}); {_AGAIN}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int) or "optimizer" not in state:
+        raise ValueError(f"{path / 'state.json'}: broken (no step, or no state of an optimiser); {_AGAIN}")
     return state
+
+
+def _check_shards(path: Path, files: dict[str, int]) -> None:
+    """Check that the shards are those that were written, by name and size: torch leaves out what it does not find."""
+    for name, size in files.items():
+        file = path / SHARDS / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise ValueError(f"{file}: missing, or broken (it had {size} bytes); {_AGAIN}")
 
 
 def _load_whole(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:

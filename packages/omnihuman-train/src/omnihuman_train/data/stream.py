@@ -60,9 +60,9 @@ class FlowStream:
     """Batches of encoded clips for :class:`omnihuman_train.objective.FlowObjective`, for one rank.
 
     Keys as in :class:`omnihuman_train.data.batches.FlowBatches`, and ``key``, the names of the samples; where every row
-    keeps its text, ``text_length`` and ``text_padded``: tokens of the longest one, and whether any is shorter. Which frames a
-    step takes is drawn for the step; what is kept and ``seeds``, for each row of the whole batch: none of it depends on
-    the number of processes.
+    keeps its text, ``text_length`` and ``text_padded``: tokens of the longest one, and whether any is shorter. Which
+    frames a step takes is drawn for the step; what is kept and ``seeds``, for each row of the whole batch: none of it
+    depends on the number of processes.
 
     Args:
         data: Folder of an encoded data set.
