@@ -93,12 +93,12 @@ def _settings(table: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 def _state(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        state: Any = json.loads((path / "state.json").read_text())
     except ValueError as error:
         raise ValueError(f"{path / 'state.json'}: broken ({error}); {_AGAIN}") from error
     if not isinstance(state, dict) or not isinstance(state.get("step"), int) or "optimizer" not in state:
         raise ValueError(f"{path / 'state.json'}: broken (no step, or no state of an optimiser); {_AGAIN}")
-    return state
+    return dict(state)
 
 
 def _check_shards(path: Path, files: dict[str, int]) -> None:
