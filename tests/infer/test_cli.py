@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from omnihuman_infer import OmniHumanPipeline, RequestError
 from omnihuman_infer.cli import main
@@ -152,6 +153,15 @@ def test_bad_input_is_one_line_and_code_2(run: Run, inputs: dict[str, Path], tmp
         assert re.match(rf"omnihuman-infer: error: {expected}", error), (expected, error)
         assert inputs["out"].read_bytes() == b"precious"
         assert sorted(tmp_path.rglob("*")) == before, expected
+
+
+def test_pillow_does_not_speak_into_the_answer(tmp_path: Path) -> None:
+    # A bit for each pixel.
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    command = [sys.executable, "-m", "omnihuman_infer.cli", "generate", "--image", "large.png", "--seconds", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch("omnihuman-infer: error: image: .* has 10000x10000 pixels, .*\n", done.stderr)
 
 
 def test_missing_and_unknown_arguments(capsys: pytest.CaptureFixture[str]) -> None:

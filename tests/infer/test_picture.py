@@ -1,5 +1,7 @@
 import math
 import struct
+import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from omnihuman_infer.media.picture import BACKGROUND, fit_size, load_picture, re
 from omnihuman_infer.request import RequestError
 
 from .files import write_picture, write_wav
+
+# Of damaged metadata, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 
 def png_header(path: Path, width: int, height: int) -> Path:
@@ -31,6 +36,45 @@ def png_header(path: Path, width: int, height: int) -> Path:
 def test_bomb_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
     with pytest.raises(RequestError, match=r"^image: .* pixels, the limit"):
         load_picture(png_header(tmp_path / "bomb.png", *size))
+
+
+def test_filters_of_warnings_are_left_alone_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They belong to the process: to change and restore them in two threads at once leaves them changed."""
+    path = write_picture(tmp_path / "a.png")
+    entered, may_go = ([threading.Event() for _ in range(2)] for _ in range(2))
+    opened = Image.open
+
+    def in_turn(*args: object, **settings: object) -> Image.Image:
+        number = int(threading.current_thread().name)
+        entered[number].set()
+        may_go[number].wait(10)
+        return opened(*args, **settings)
+
+    monkeypatch.setattr(Image, "open", in_turn)
+    before = list(warnings.filters)
+    threads = [threading.Thread(target=load_picture, args=(path,), name=str(number)) for number in range(2)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        assert entered[number].wait(10)
+    for number, thread in enumerate(threads):
+        may_go[number].set()
+        thread.join()
+    after, warnings.filters[:] = list(warnings.filters), before
+    assert after == before
+
+
+def test_a_program_that_makes_errors_of_warnings_gets_answers_too(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (32, 48))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "a.jpg", exif=exif.tobytes()[:-6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RequestError, match=r"^image: .* damaged or truncated .Corrupt EXIF"):
+            load_picture(tmp_path / "a.jpg")
+        for side in (9_500, 14_000):
+            with pytest.raises(RequestError, match=r"^image: .* pixels, the limit"):
+                load_picture(png_header(tmp_path / "bomb.png", side, side))
 
 
 def test_truncated_disguised_and_tiny(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             command = f"omnihuman-infer {arguments.command}"
             raise RequestError(f"unrecognized arguments: {' '.join(unknown)}; see {command} --help")
-        code = int(arguments.run(arguments))
+        with warnings.catch_warnings():
+            # On metadata, of which one entry counts here, and on sizes, which are answered for.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
     except RequestError as error:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-import warnings
 import zlib
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,10 +23,11 @@ MIN_SIDE = 16
 # A float, or an array or tensor of floats.
 NumberT = TypeVar("NumberT", bound=Any)
 
-# What Pillow's parsers raise on damaged bytes; they do not turn the errors of their arithmetic into their own.
+# What Pillow's parsers raise on damaged bytes; they do not turn the errors of their arithmetic into their own. Where
+# the program makes errors of warnings, those on damaged metadata are among them.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
-    RuntimeError, struct.error, zlib.error,
+    RuntimeError, UserWarning, struct.error, zlib.error,
 )  # fmt: skip
 
 # What undoes each EXIF orientation but 1, which is upright.
@@ -50,7 +49,8 @@ def load_picture(path: Path) -> Image.Image:
     """Read a picture as RGB, turned upright.
 
     Handles EXIF orientation (what cannot be read of it counts as upright), transparency (over mid-grey), palettes,
-    greyscale of 8 and 16 bits and CMYK. The first frame of an animation counts.
+    greyscale of 8 and 16 bits and CMYK. The first frame of an animation counts. Pillow's warnings on metadata and on
+    sizes are left to the program: what shows them is one setting for all threads.
 
     Raises:
         RequestError: not a PNG, JPEG or WEBP, truncated, too small, too large in bytes or in pixels.
@@ -61,11 +61,7 @@ def load_picture(path: Path) -> Image.Image:
             f"image: {path} has {size / 2**20:.0f} MiB, the limit is {MAX_BYTES // 2**20}; make it smaller"
         )
     try:
-        with warnings.catch_warnings(), ExitStack() as files:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Pillow tells of damaged metadata, of which one entry counts here.
-            warnings.simplefilter("ignore", UserWarning)
-            image = files.enter_context(Image.open(path, formats=FORMATS))
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             # The header alone gives the size: a bomb is refused before one pixel of it is decoded.
             if width * height > MAX_PIXELS:
