@@ -34,7 +34,8 @@ ELEMENTS = 1024
 # Tiles in flight in backward, through shared memory: four programs of four warps on a multiprocessor hide few loads.
 PREFETCH = 2
 
-# Heads in all whose numbers, up to the end of the last tile, fit 32 bits.
+# Heads in all whose numbers, up to the end of the last tile, fit 32 bits; so must the places in a table, as wider ones
+# cost registers that some compilers spill.
 MOST_ROWS = 2**31 - ELEMENTS
 
 
@@ -97,7 +98,7 @@ def forward_kernel(
     row, batch, position, head, valid = _rows(tile, num_rows, num_heads, length, HEADS)
     q_start = _start(batch, position, head, q_stride_b, q_stride_l, q_stride_n)
     k_start = _start(batch, position, head, k_stride_b, k_stride_l, k_stride_n)
-    table = position.to(tl.int64)[:, None] * (HEAD_DIM // 2) + pairs[None, :]
+    table = position[:, None] * (HEAD_DIM // 2) + pairs[None, :]
     cos = tl.load(cos_ptr + table, mask=valid[:, None], other=0.0)
     sin = tl.load(sin_ptr + table, mask=valid[:, None], other=0.0)
     q_weight = _weight_of(q_weight_ptrs, ends, position, HEAD_DIM)
@@ -164,7 +165,7 @@ def backward_kernel(
         k_start = _start(batch, position, head, k_stride_b, k_stride_l, k_stride_n)
         dq_start = _start(batch, position, head, dqo_stride_b, dqo_stride_l, dqo_stride_n)
         dk_start = _start(batch, position, head, dko_stride_b, dko_stride_l, dko_stride_n)
-        table = position.to(tl.int64)[:, None] * (HEAD_DIM // 2) + pairs[None, :]
+        table = position[:, None] * (HEAD_DIM // 2) + pairs[None, :]
         cos = tl.load(cos_ptr + table, mask=valid[:, None], other=0.0)
         sin = tl.load(sin_ptr + table, mask=valid[:, None], other=0.0)
         dq_weight = _backward_one(
@@ -193,6 +194,8 @@ def _check(
     length, head_dim = q.shape[1], q.shape[3]
     if q.shape[:3].numel() > MOST_ROWS:
         raise ValueError(f"q has {q.shape[:3].numel()} heads in all; split the batch to {MOST_ROWS} or fewer")
+    if length * head_dim // 2 > MOST_ROWS:
+        raise ValueError(f"q has {length} tokens; split the sequence to {2 * MOST_ROWS // head_dim} or fewer")
     if head_dim < 2 or head_dim & (head_dim - 1):
         raise ValueError(f"head dim must be a power of two of at least 2; got {head_dim}")
     if segments is not None:

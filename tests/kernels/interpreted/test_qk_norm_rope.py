@@ -140,3 +140,11 @@ def test_wrong_input_names_the_field(index, change, message):
     args[index] = change(args[index])
     with pytest.raises(ValueError, match=message):
         OURS(*args)
+
+
+def test_a_sequence_too_long_for_the_addresses_of_its_tables_is_refused():
+    """At head dim 128 a table of 2^25 positions has 2^31 numbers."""
+    q, table = torch.empty(1, 2**25, 1, 128, device="meta"), torch.empty(2**25, 64, device="meta")
+    weight = torch.empty(128, device="meta")
+    with pytest.raises(ValueError, match="q has 33554432 tokens; split the sequence to 33554416 or fewer"):
+        qk_norm_rope(q, q, weight, weight, table, table, eps=EPS)
