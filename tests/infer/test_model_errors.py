@@ -9,7 +9,8 @@ from omnihuman_core.checkpoint import load_safetensors, save_safetensors
 from omnihuman_core.model_dir import load_model
 from omnihuman_infer import GenerateRequest, OmniHumanPipeline, RequestError
 from omnihuman_infer.describe import describe
-from omnihuman_infer.loading import ModelError, check_directory, check_fit, resolve_device
+from omnihuman_infer.fields import ModelError
+from omnihuman_infer.loading import check_directory, check_fit, resolve_device
 from omnihuman_infer.presets import model_directory
 
 from .models import make_components, save_toy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnihuman_infer import GenerateRequest, OmniHumanPipeline, RequestError
+from omnihuman_infer import GenerateRequest, ModelError, OmniHumanPipeline, RequestError
 from omnihuman_infer.inputs import read_inputs
 from omnihuman_infer.pipeline import segment_noise
 
@@ -208,9 +208,18 @@ def test_pipeline_refuses_a_request_for_another_model(toy: OmniHumanPipeline, re
         toy(dataclasses.replace(request_, model="tiny"))
     with pytest.raises(RequestError, match=r"^sampler: must be one of .*euler"):
         toy(dataclasses.replace(request_, sampler="magic"))
-    with pytest.raises(RequestError, match=r"^segment_frames: .*next length that fits is 21"):
+    with pytest.raises(RequestError, match=r"^segment_frames: .*next length that fits is 21") as caught:
         toy(dataclasses.replace(request_, segment_frames=20))
+    # What another request can do is no fault of the model.
+    assert not isinstance(caught.value, ModelError)
     assert not request_.out.exists()
+
+
+def test_frames_need_no_place_for_a_file(toy: OmniHumanPipeline, request_: GenerateRequest) -> None:
+    nowhere = dataclasses.replace(request_, out="/proc/clip.mp4", num_steps=1)
+    assert len(frames(toy, nowhere)) == 25
+    with pytest.raises(RequestError, match=r"^out: cannot write"):
+        toy(nowhere)
 
 
 def test_inputs_read_beforehand_are_used(toy: OmniHumanPipeline, request_: GenerateRequest) -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnihuman_infer import GenerateRequest, RequestError
+from omnihuman_infer import GenerateRequest, ModelError, RequestError
 from omnihuman_infer.request import parse_region
 
 from .files import voice, write_picture, write_wav
@@ -68,12 +69,45 @@ def test_strings_become_paths() -> None:
         ({"out": None}, "out"),
         ({"max_seconds": None}, "max_seconds"),
         ({"image": "x" * 300 + ".png"}, "image"),
+        ({"out": "x" * 300 + ".mp4"}, "out"),
+        ({"out": "a\0b.mp4"}, "out"),
+        # As a program may hand them on that got them from elsewhere.
+        ({"image": 5}, "image"),
+        ({"audio": b"voice.wav"}, "audio"),
+        ({"out": ["clip.mp4"]}, "out"),
+        ({"model": 5}, "model"),
+        ({"captioner": 5}, "captioner"),
+        ({"captioner_key": 5}, "captioner_key"),
+        ({"prompt": 5}, "prompt"),
+        ({"sampler": []}, "sampler"),
+        ({"seed": None}, "seed"),
+        ({"allow_silence": "no"}, "allow_silence"),
+        ({"speaker_region": 5}, "speaker_region"),
+        ({"speaker_region": "0001"}, "speaker_region"),
     ],
 )
 def test_wrong_field_is_named_in_one_line(good: GenerateRequest, change: dict[str, object], names: str) -> None:
     with pytest.raises(RequestError, match=rf"^{names}: ") as caught:
         dataclasses.replace(good, **change).validate()
     assert "\n" not in str(caught.value)
+
+
+def test_out_counts_only_where_a_file_is_written(good: GenerateRequest) -> None:
+    unwritable = dataclasses.replace(good, out="/proc/clip.mp4")
+    unwritable.validate(writes=False)
+    with pytest.raises(RequestError, match=r"^out: cannot write"):
+        unwritable.validate()
+
+
+def test_a_request_survives_a_process_border(good: GenerateRequest) -> None:
+    again = pickle.loads(pickle.dumps(good))
+    assert again == good
+    assert hash(again) == hash(good)
+    assert dataclasses.replace(again, image="b.png").image == Path("b.png")
+    assert "image=PosixPath" in repr(again)
+    for error in (RequestError("image: no"), ModelError("model: no")):
+        other = pickle.loads(pickle.dumps(error))
+        assert (type(other), str(other)) == (type(error), str(error))
 
 
 def test_numbers_of_other_libraries_are_numbers(good: GenerateRequest) -> None:

@@ -9,12 +9,21 @@ Example:
 from typing import TYPE_CHECKING, Any
 
 from omnihuman_infer.__about__ import __version__
-from omnihuman_infer.request import GenerateRequest, RequestError
+from omnihuman_infer.fields import ModelError, RequestError
+from omnihuman_infer.request import GenerateRequest
 
 if TYPE_CHECKING:
     from omnihuman_infer.pipeline import GenerationResult, OmniHumanPipeline, generate
 
-__all__ = ["GenerateRequest", "GenerationResult", "OmniHumanPipeline", "RequestError", "__version__", "generate"]
+__all__ = [
+    "GenerateRequest",
+    "GenerationResult",
+    "ModelError",
+    "OmniHumanPipeline",
+    "RequestError",
+    "__version__",
+    "generate",
+]
 
 _NEEDS_TORCH = ("GenerationResult", "OmniHumanPipeline", "generate")
 

@@ -45,15 +45,19 @@ class Inputs:
         return None if self.waveform is None else len(self.waveform) / SAMPLE_RATE
 
 
-def read_inputs(request: GenerateRequest) -> Inputs:
+def read_inputs(request: GenerateRequest, *, writes: bool = True) -> Inputs:
     """Check the request and read picture and sound.
 
     Poses are read later, by the pose extractor of the model, which alone knows their format.
 
+    Args:
+        request: What to generate.
+        writes: Check that ``request.out`` can be written; not so where frames are wanted and no file.
+
     Raises:
         RequestError: one line that names the field and the fix.
     """
-    request.validate()
+    request.validate(writes=writes)
     picture = None if request.image is None else load_picture(request.image)
     waveform = None
     if request.audio is not None:

@@ -10,13 +10,10 @@ from omnihuman_core.ops import choose_ops
 from omnihuman_core.plugins import PluginError
 from omnihuman_infer.denoising import check_guidance, check_sampler
 from omnihuman_infer.encoding import Encoders, read_pose
+from omnihuman_infer.fields import ModelError
 from omnihuman_infer.media.picture import free_size
 from omnihuman_infer.presets import model_directory
 from omnihuman_infer.request import GenerateRequest, RequestError
-
-
-class ModelError(RequestError):
-    """The model cannot be used: missing, damaged, or made of components that do not fit."""
 
 
 def resolve_device(device: str) -> torch.device:

@@ -122,7 +122,8 @@ class OmniHumanPipeline:
         Raises:
             RequestError: one line that names the field and the fix; nothing was written.
         """
-        clip = self.prepare(request, inputs)
+        self._check_same_model(request)
+        clip = self.prepare(request, read_inputs(request) if inputs is None else inputs)
         if on_prepared is not None:
             on_prepared(clip)
         settings = self.components.generation
@@ -140,13 +141,13 @@ class OmniHumanPipeline:
         )
 
     def prepare(self, request: GenerateRequest, inputs: Inputs | None = None) -> Clip:
-        """Read and encode the inputs, and settle sizes, segments and guidance.
+        """Read and encode the inputs, and settle sizes, segments and guidance; ``request.out`` plays no part in it.
 
         Raises:
             RequestError: one line that names the field and the fix.
         """
         self._check_same_model(request)
-        inputs = read_inputs(request) if inputs is None else inputs.of(request)
+        inputs = read_inputs(request, writes=False) if inputs is None else inputs.of(request)
         request = with_caption(request, inputs.picture, device=self.device, held=self._captioner)
         return prepare_clip(request, inputs, self.components, self.encoders)
 

@@ -16,6 +16,7 @@ from omnihuman_core.model_dir import GenerationSettings, ModelComponents
 from omnihuman_infer.conditioning import ClipConditions, PoseTrack
 from omnihuman_infer.denoising import Denoiser
 from omnihuman_infer.encoding import Encoders
+from omnihuman_infer.fields import ModelError
 from omnihuman_infer.inputs import Inputs
 from omnihuman_infer.loading import segment_latents
 from omnihuman_infer.long_video import Segment, plan_segments
@@ -70,9 +71,12 @@ def prepare_clip(request: GenerateRequest, inputs: Inputs, components: ModelComp
     keypoints = None if request.pose is None else encoders.read_pose(request.pose)
     num_frames, notices = clip_length(request, inputs, keypoints, fps=settings.fps)
     latent_frames = spec.latent_frames(spec.fit_frames(num_frames))
-    segments = plan_segments(
-        latent_frames, *segment_latents(components, request.segment_frames or settings.segment_frames)
-    )
+    try:
+        lengths = segment_latents(components, request.segment_frames or settings.segment_frames)
+    except ModelError as error:
+        # The request's own length is no fault of the model.
+        raise error if request.segment_frames is None else RequestError(str(error)) from None
+    segments = plan_segments(latent_frames, *lengths)
     fit, shown = _fit(request, inputs, settings)
     frames = spec.pixel_frames(segments[-1].stop)
     if keypoints is not None:

@@ -5,14 +5,24 @@ This module and the checks in it import neither torch nor a media library, so th
 
 from __future__ import annotations
 
-import math
-import os
 import re
+import stat
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, get_args
+
+from omnihuman_infer.fields import (
+    PathField,
+    check_choice,
+    check_integer,
+    check_number,
+    check_text,
+    is_number,
+    path_text,
+)
+from omnihuman_infer.fields import RequestError as RequestError
 
 Schedule = Literal["constant", "linear", "cosine"]
 NegativeAudio = Literal["auto", "null", "silence"]
@@ -23,9 +33,8 @@ MAX_GUIDANCE_SCALE = 100.0
 MAX_PROMPT_CHARACTERS = 4000
 MAX_ASPECT = 100.0
 
-
-class RequestError(ValueError):
-    """A request that cannot be carried out; the message is one line that names the field and the fix."""
+# Fields that hold any text.
+TEXTS = ("prompt", "captioner_model", "captioner_key", "sampler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +74,15 @@ class GenerateRequest:
         allow_silence: Accept a silent recording.
     """
 
-    image: Path | None = None
-    audio: Path | None = None
-    pose: Path | None = None
+    image: PathField[Path | None] = PathField(None)
+    audio: PathField[Path | None] = PathField(None)
+    pose: PathField[Path | None] = PathField(None)
     prompt: str | None = None
     captioner: str | None = None
     captioner_model: str | None = None
     captioner_key: str | None = None
     aspect: float | None = None
-    out: Path = Path("out.mp4")
+    out: PathField[Path] = PathField(Path("out.mp4"))
     seed: int = 0
     seconds: float | None = None
     num_steps: int | None = None
@@ -89,19 +98,17 @@ class GenerateRequest:
     allow_silence: bool = False
 
     def __post_init__(self) -> None:
-        # Python callers may hand in plain strings.
-        for name in ("image", "audio", "pose", "out"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, Path(value))
         for name in ("model", "captioner"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+                object.__setattr__(self, name, path_text(name, getattr(self, name)))
         if self.device is not None:
             object.__setattr__(self, "device", str(self.device))
 
-    def validate(self) -> None:
+    def validate(self, *, writes: bool = True) -> None:
         """Check every field by itself; :func:`omnihuman_infer.inputs.read_inputs` checks the contents of the files.
+
+        Args:
+            writes: Check ``out``, too: a file is going to be written.
 
         Raises:
             RequestError: one line that names the field and the fix.
@@ -116,7 +123,8 @@ class GenerateRequest:
         for name, path in (("image", self.image), ("audio", self.audio), ("pose", self.pose)):
             if path is not None:
                 _check_file(name, path)
-        self._check_out()
+        if writes:
+            self._check_out()
 
     def check_values(self) -> None:
         """Check the fields that name no file.
@@ -128,24 +136,26 @@ class GenerateRequest:
         self._check_choices()
 
     def _check_numbers(self) -> None:
-        _check_integer("seed", self.seed, 0, MAX_SEED)
-        _check_integer("num_steps", self.num_steps, 1, MAX_STEPS)
-        _check_integer("segment_frames", self.segment_frames, 1, 100_000)
-        _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
-        _check_number("aspect", self.aspect, 1 / MAX_ASPECT, MAX_ASPECT)
-        _check_number("max_seconds", self.max_seconds, 0.04, 86_400.0)
+        check_integer("seed", self.seed, 0, MAX_SEED)
+        check_integer("num_steps", self.num_steps, 1, MAX_STEPS)
+        check_integer("segment_frames", self.segment_frames, 1, 100_000)
+        check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
+        check_number("aspect", self.aspect, 1 / MAX_ASPECT, MAX_ASPECT)
+        check_number("max_seconds", self.max_seconds, 0.04, 86_400.0)
         # A Python caller may hand in anything.
-        limit: float | None = self.max_seconds
-        if limit is None:
-            raise RequestError("max_seconds: must be a number; leave it out for the default")
-        _check_number("seconds", self.seconds, 0.04, limit)
+        given: dict[str, float | None] = {"seed": self.seed, "max_seconds": self.max_seconds}
+        for name, value in given.items():
+            if value is None:
+                raise RequestError(f"{name}: must be a number; leave it out for the default")
+        check_number("seconds", self.seconds, 0.04, self.max_seconds)
         if self.speaker_region is None:
             return
-        region: tuple[float, ...] = self.speaker_region
-        if len(region) != 4 or not all(_is_number(v) and 0.0 <= v <= 1.0 for v in region):
+        given_region: object = self.speaker_region
+        region: tuple[float, ...] = tuple(given_region) if isinstance(given_region, Iterable) else ()
+        if len(region) != 4 or not all(is_number(v) and 0.0 <= v <= 1.0 for v in region):
             raise RequestError(
                 "speaker_region: must be x0,y0,x1,y1 in fractions of the picture between 0 and 1, "
-                f"got {','.join(map(str, region))}"
+                f"got {','.join(map(str, region)) or given_region}"
             )
         if not (region[0] < region[2] and region[1] < region[3]):
             raise RequestError(
@@ -156,9 +166,14 @@ class GenerateRequest:
             raise RequestError("speaker_region: needs a voice to restrict; give --audio or leave the region out")
 
     def _check_choices(self) -> None:
+        for name in TEXTS:
+            check_text(name, getattr(self, name))
+        silence: object = self.allow_silence
+        if not isinstance(silence, bool):
+            raise RequestError(f"allow_silence: must be true or false, got {silence!r}")
         if self.guidance_schedule is not None:
-            _check_choice("guidance_schedule", self.guidance_schedule, get_args(Schedule))
-        _check_choice("negative_audio", self.negative_audio, get_args(NegativeAudio))
+            check_choice("guidance_schedule", self.guidance_schedule, get_args(Schedule))
+        check_choice("negative_audio", self.negative_audio, get_args(NegativeAudio))
         if self.prompt is not None and len(self.prompt) > MAX_PROMPT_CHARACTERS:
             raise RequestError(
                 f"prompt: has {len(self.prompt)} characters, the limit is {MAX_PROMPT_CHARACTERS}; shorten it"
@@ -192,7 +207,14 @@ class GenerateRequest:
             raise RequestError("out: must name the .mp4 to write")
         if out.suffix.lower() != ".mp4":
             raise RequestError(f"out: must end in .mp4, got {out}")
-        if out.is_dir():
+        try:
+            folder_there = stat.S_ISDIR(out.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            folder_there = False
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RequestError(f"out: cannot be named {out} ({reason}); choose another name") from None
+        if folder_there:
             raise RequestError(f"out: {out} is a folder; name a file inside it")
         for name, path in (("image", self.image), ("audio", self.audio), ("pose", self.pose)):
             if path is not None and out.exists() and out.samefile(path):
@@ -241,26 +263,6 @@ def parse_aspect(text: str) -> float:
 def is_url(captioner: str) -> bool:
     """Whether a captioner is a server's address and not a directory."""
     return captioner.startswith(("http://", "https://"))
-
-
-def _is_number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
-
-
-def _check_number(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not (_is_number(value) and low <= value <= high):
-        raise RequestError(f"{name}: must be between {low:g} and {high:g}, got {value}")
-
-
-def _check_integer(name: str, value: int | None, low: int, high: int) -> None:
-    whole = not isinstance(value, bool) and isinstance(value, Integral)
-    if value is not None and not (whole and low <= value <= high):
-        raise RequestError(f"{name}: must be a whole number between {low} and {high}, got {value}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise RequestError(f"{name}: must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _check_file(name: str, path: Path) -> None:
