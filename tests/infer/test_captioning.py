@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import pickle
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 from PIL import Image
 
 from omnihuman_core.model_dir import read_index
-from omnihuman_infer import GenerateRequest, OmniHumanPipeline, RequestError
+from omnihuman_infer import GenerateRequest, OmniHumanPipeline, RequestError, captioning
 from omnihuman_infer.captioning import HeldCaptioner, with_caption
 from omnihuman_infer.cli import main
 from omnihuman_infer.media.picture import load_picture
@@ -132,6 +135,34 @@ def test_a_held_captioner_is_loaded_once_and_waits_on_the_cpu(
     with pytest.raises(RequestError, match="^captioner: no words"):
         prompt("broken")
     assert done == ["load broken", "to meta", "caption", "to cpu"]
+
+
+def test_threads_take_turns_with_a_held_captioner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread must neither swap the captioner nor move it while it describes a picture."""
+
+    class Captioner:
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def to(self, device: torch.device) -> Captioner:
+            self.device = device
+            return self
+
+        def caption(self, picture: torch.Tensor) -> str:
+            # Long enough for the other threads to come in.
+            time.sleep(0.002)
+            return f"{self.folder.name} on {self.device}"
+
+    monkeypatch.setattr(captioning, "_local", Captioner)
+    held, picture, device = HeldCaptioner(), torch.zeros(3, 2, 2), torch.device("meta")
+
+    def ask(number: int) -> str:
+        return held.caption(tmp_path / str(number % 2), picture, device=device)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(ask, range(24))) == [f"{number % 2} on meta" for number in range(24)]
+    # A copy for another process begins anew.
+    assert pickle.loads(pickle.dumps(held)).caption(tmp_path, picture, device=device) == f"{tmp_path.name} on meta"
 
 
 def test_a_held_model_says_the_same_again(mute: GenerateRequest, tmp_path: Path) -> None:

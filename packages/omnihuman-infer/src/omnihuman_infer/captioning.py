@@ -6,6 +6,7 @@ Captioners are known by one method, ``caption(picture)``.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,17 @@ LOCAL, SERVER = "captioner_local", "captioner_server"
 class HeldCaptioner:
     """Keeps the last local captioner between requests; it waits on the CPU, so that it takes nothing from the model.
 
-    Whoever holds a model for many requests holds one of these beside it.
+    Whoever holds a model for many requests holds one of these beside it. Threads take turns.
     """
 
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._captioner: Any = None
+        self._turn = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[HeldCaptioner], tuple[()]]:
+        # A lock crosses no process border, and another process loads its own captioner.
+        return HeldCaptioner, ()
 
     def caption(self, folder: Path, picture: Tensor, *, device: torch.device) -> str:
         """Prompt for a picture by the captioner in ``folder``, which is loaded where another one is held, or none.
@@ -42,16 +48,17 @@ class HeldCaptioner:
         Raises:
             ValueError: the captioner cannot be loaded, or gives no description.
         """
-        if folder.resolve() != self._folder:
-            # Let go of first: two need not fit the memory.
-            self._folder = self._captioner = None
-            self._captioner = _local(folder)
-            self._folder = folder.resolve()
-        try:
-            prompt: str = self._captioner.to(device).caption(picture)
-        finally:
-            self._captioner.to(torch.device("cpu"))
-        return prompt
+        with self._turn:
+            if folder.resolve() != self._folder:
+                # Let go of first: two need not fit the memory.
+                self._folder = self._captioner = None
+                self._captioner = _local(folder)
+                self._folder = folder.resolve()
+            try:
+                prompt: str = self._captioner.to(device).caption(picture)
+            finally:
+                self._captioner.to(torch.device("cpu"))
+            return prompt
 
 
 def with_caption(
