@@ -20,7 +20,7 @@ from typing import Any
 
 import report
 import torch
-from loader import SPEC, data_set, states
+from loader import SKELETON, SPEC, data_set, states
 from safetensors.torch import save
 
 from omnihuman_conditions.audio.wav2vec2 import Wav2Vec2Config
@@ -73,7 +73,7 @@ def measure(folder: Path, batch: int, steps: int) -> dict[str, Any]:
     run_stage(config, folder / "run")
     (row,) = (json.loads(line) for line in (folder / "run" / "watch.jsonl").read_text().splitlines())
     whole = replace(config.stream, batch=BatchConfig(batch_size=recipe.run.batch_size))
-    stream = FlowStream(folder / "data", whole, recipe.segment, recipe.stages, seed=0, pose_extractor=None)
+    stream = FlowStream(folder / "data", whole, recipe.segment, recipe.stages, seed=0, pose_extractor=SKELETON)
     seconds = report.in_turns({"read": lambda: stream.read(0)}, 5)["read"]
     return {
         "batch": batch,

@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save
 
 from omnihuman_core.contracts import LatentSpec
+from omnihuman_core.testing.fake_encoders import FakePoseExtractor, FakePoseExtractorConfig
 from omnihuman_train.config import SegmentConfig
 from omnihuman_train.data.manifest import MANIFEST, Bucket, SampleRecord, write_manifest
 from omnihuman_train.data.media import encode_video
@@ -39,6 +40,7 @@ from omnihuman_train.stages import Ratios, Stage
 SPEC = {"channels": 16, "temporal_stride": 4, "spatial_stride": 8}
 # No pose is kept: drawing skeletons is work of its own.
 STAGES = (Stage(name="text+audio", steps=1, ratios=Ratios(text=0.9, audio=0.5, pose=0.0)),)
+SKELETON = FakePoseExtractor(FakePoseExtractorConfig())
 CHUNK = 2**22
 
 # Name, shape of the clips, layers and width of the audio states, tokens and width of the text states, samples, batch.
@@ -133,7 +135,7 @@ def measure_states(folder: Path, repeats: int) -> list[dict[str, Any]]:
         sinks = {"batch": memoryview(bytearray(size * batch // count)), "4 MiB": memoryview(bytearray(CHUNK))}
         for what, options in variants.items():
             config = StreamConfig(batch=BatchConfig(batch_size=batch), threads=1, **options)
-            stream = FlowStream(data, config, SegmentConfig(latent_frames=8), STAGES, seed=0, pose_extractor=None)
+            stream = FlowStream(data, config, SegmentConfig(latent_frames=8), STAGES, seed=0, pose_extractor=SKELETON)
             place = [0]
 
             def epoch(stream: FlowStream = stream, place: list[int] = place, steps: int = count // batch) -> None:

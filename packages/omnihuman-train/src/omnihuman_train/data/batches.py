@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnihuman_core.contracts import FeatureExtractor, PoseExtractor, TextFeatures
 from omnihuman_core.dropout import draw_keep
 from omnihuman_train.checkpointing import step_generator
 from omnihuman_train.config import RunConfig, SegmentConfig
@@ -154,8 +155,8 @@ class FlowBatches(Shared):
         segment: SegmentConfig,
         stages: tuple[Stage, ...],
         *,
-        text_extractor: Any,
-        pose_extractor: Any,
+        text_extractor: FeatureExtractor[Sequence[str], TextFeatures],
+        pose_extractor: PoseExtractor,
         spatial_stride: int,
         prompts: float = 0.0,
     ) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnihuman_train.data.media import SAMPLE_RATE, mono, sound_samples
+from omnihuman_core.contracts import NUM_KEYPOINTS, SAMPLE_RATE
+from omnihuman_train.data.media import mono, sound_samples
 from omnihuman_train.data.shards import BrokenSampleError
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -21,7 +22,6 @@ SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf"
 MAX_SIDE, MAX_STREAMS, MAX_SECONDS = 8192, 16, 12 * 3600
 MAX_NOTES_BYTES, MAX_POSE_BYTES = 2**20, 2**28
-NUM_KEYPOINTS = 133
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from omnihuman_core.contracts import VideoVAE
+from omnihuman_core.contracts import AudioExtractor, VideoVAE
 from omnihuman_train.data.cached import Sample, Shards, shard_paths, write_shard
 from omnihuman_train.data.clips import from_bytes
 from omnihuman_train.data.regions import hand_boxes, latent_region
@@ -18,7 +17,13 @@ _KEPT = ("keypoints", "mouth_open", "has_audio", "has_pose")
 
 @torch.no_grad()
 def encode_clips(
-    clips: Path, folder: Path, vae: VideoVAE, audio_extractor: Any, *, fps: float, progress: Callable[[int], None]
+    clips: Path,
+    folder: Path,
+    vae: VideoVAE,
+    audio_extractor: AudioExtractor,
+    *,
+    fps: float,
+    progress: Callable[[int], None],
 ) -> None:
     """Turn rendered clips into training samples, shard by shard; shards that are there stay.
 
@@ -33,7 +38,7 @@ def encode_clips(
         progress(len(shard))
 
 
-def _encode(shard: Shards, index: int, vae: VideoVAE, audio_extractor: Any, fps: float) -> Sample:
+def _encode(shard: Shards, index: int, vae: VideoVAE, audio_extractor: AudioExtractor, fps: float) -> Sample:
     row = {key: value[index] for key, value in shard.tensors.items()}
     video = from_bytes(row["video"])[None]  # (1, 3, T, H, W)
     with torch.autocast("cpu", torch.bfloat16):

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnihuman_core.contracts import SAMPLE_RATE
 from omnihuman_train.data.shards import BrokenSampleError
 
-SAMPLE_RATE = 16000
 # The limits of generation on what a sound track may ask for.
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE, MAX_CHANNELS = 1000, 384_000, 64
 # H.264 quality (constant rate factor), 0 is without loss: below what the eye sees, as a model is to learn from it.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from omnihuman_core.contracts import PoseExtractor
 from omnihuman_train.config import SegmentConfig
 
 
@@ -19,7 +18,7 @@ def draw_window(segment: SegmentConfig, latent_frames: int, generator: torch.Gen
     return start, segment.motion_latents if continuing else 0
 
 
-def skeleton_maps(extractor: Any, keypoints: Tensor, size: tuple[int, int]) -> Tensor | None:
+def skeleton_maps(extractor: PoseExtractor, keypoints: Tensor, size: tuple[int, int]) -> Tensor | None:
     """Maps ``(N, 3, T, H, W)`` of keypoints ``(N, T, 133, 3)``; None where there are no samples.
 
     Args:

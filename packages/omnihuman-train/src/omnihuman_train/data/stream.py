@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from omnihuman_core.contracts import PoseExtractor
 from omnihuman_core.dropout import draw_keep
 from omnihuman_train.checkpointing import step_generator
 from omnihuman_train.config import SegmentConfig
@@ -90,7 +91,7 @@ class FlowStream:
         stages: tuple[Stage, ...],
         *,
         seed: int,
-        pose_extractor: Any,
+        pose_extractor: PoseExtractor,
         trim_texts: bool = True,
         mouth_truth: bool = False,
         rank: int = 0,

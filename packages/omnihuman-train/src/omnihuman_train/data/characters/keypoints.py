@@ -11,6 +11,7 @@ from math import pi
 import torch
 from torch import Tensor
 
+from omnihuman_core.contracts import NUM_KEYPOINTS
 from omnihuman_train.data.characters.character import (
     GLOVE_RADIUS,
     LIP_SIZE,
@@ -23,7 +24,6 @@ from omnihuman_train.data.characters.character import (
 from omnihuman_train.data.characters.look import Look
 from omnihuman_train.data.characters.motion import Motion
 
-NUM_KEYPOINTS = 133
 FEET, FACE, LEFT_HAND, RIGHT_HAND = 17, 23, 91, 112
 
 # one hand: the root, then five fingers of four joints fanned out over the upper half of the glove, in glove radii
