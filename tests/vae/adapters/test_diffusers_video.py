@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from omnihuman_core.contracts.latents import LatentSpec
 from omnihuman_core.testing.numerics import relative_error
 from omnihuman_vae.adapters import DiffusersVAEConfig, DiffusersVideoVAE
 from omnihuman_vae.adapters.diffusers_video import CLASSES
-from tests.vae.adapters.conftest import OTHERS, noise, other
+from tests.vae.adapters.conftest import OTHERS, native, noise, other
 
 SIZES = {
     "hunyuan_video_1_5": LatentSpec(channels=4, temporal_stride=4, spatial_stride=16),
@@ -45,6 +46,25 @@ def test_normalisation(model: str) -> None:
     latents = vae.encode(video)
     assert relative_error(latents, expected) <= 1e-6
     assert relative_error(vae.decode(latents), public.decode(mean).sample) <= 1e-5
+
+
+@pytest.mark.parametrize("model", [*OTHERS, "wan", "hunyuan_video"])
+def test_threads_do_not_meet_in_a_vae(model: str) -> None:
+    """One model serves several requests at once."""
+    vae = native(model) if model in ("wan", "hunyuan_video") else other(model)
+    spec = vae.latent_spec
+    clips = [noise(1, 3, spec.pixel_frames(frames), *spec.pixel_size(1, 2), seed=frames) for frames in (1, 2, 3)]
+
+    @torch.no_grad()
+    def there_and_back(number: int) -> torch.Tensor:
+        latents = vae.encode(clips[number % len(clips)])
+        return torch.cat([latents.flatten(), vae.decode(latents).flatten()])
+
+    alone = [there_and_back(number) for number in range(len(clips))]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(there_and_back, range(12)))
+    for number, made in enumerate(together):
+        assert torch.equal(made, alone[number % len(clips)]), number
 
 
 @torch.no_grad()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +51,8 @@ CLASSES = {
 
 CONTEXT_FRAMES = 4
 """Latent frames decoded again before each piece of a stream by models without exact streaming."""
+
+_TURN = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,8 @@ class DiffusersVideoVAE(nn.Module):
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"video must be (B, 3, T, H, W), got {tuple(video.shape)}")
         self.latent_spec.latent_shape(*video.shape[2:])
-        posterior = self.vae.encode(video.to(self._dtype)).latent_dist
+        with self._turn:
+            posterior = self.vae.encode(video.to(self._dtype)).latent_dist
         gaussian = DiagonalGaussian(mean=posterior.mean, logvar=posterior.logvar)
         latents = gaussian.mean if generator is None else gaussian.sample(generator)
         mean, std = self._statistics(latents.device)
@@ -121,7 +126,8 @@ class DiffusersVideoVAE(nn.Module):
         if self.vae.config.get("timestep_conditioning"):
             # The noise level of the latents, which are clean.
             arguments["temb"] = torch.zeros(z.shape[0], device=z.device, dtype=z.dtype)
-        video: Tensor = self.vae.decode(z, **arguments).sample
+        with self._turn:
+            video: Tensor = self.vae.decode(z, **arguments).sample
         return video[:, :, : self.latent_spec.pixel_frames(frames)].to(latents.dtype)
 
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -156,6 +162,11 @@ class DiffusersVideoVAE(nn.Module):
             if self.vae.config.patch_size is not None:
                 video = unpatchify(video, patch_size=self.vae.config.patch_size)
             yield video.clamp(-1, 1).to(chunk.dtype)
+
+    @property
+    def _turn(self) -> AbstractContextManager[Any]:
+        # Models with feature caches keep those of a call in the module: threads would read each other's.
+        return _TURN if self.traits.streams_exactly else nullcontext()
 
     @property
     def _dtype(self) -> torch.dtype:
