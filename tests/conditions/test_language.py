@@ -1,6 +1,8 @@
 """Text of public language models: what the diffusers pipelines compute, on tiny random models and tokenizers."""
 
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +34,7 @@ from omnihuman_conditions.language.decoder import (
 )
 from omnihuman_conditions.language.hunyuan import HunyuanTextConfig, HunyuanTextExtractor
 from omnihuman_conditions.language.hunyuan15 import Hunyuan15TextConfig, Hunyuan15TextExtractor
+from omnihuman_conditions.language.model import LanguageModel
 from omnihuman_conditions.language.qwen import (
     GlyphTextConfig,
     GlyphTextExtractor,
@@ -382,3 +385,24 @@ class TestHunyuan15Conformance(TestT5Conformance):
         config = Hunyuan15TextConfig.hunyuan_video_15(str(hunyuan15), dtype="float32")
         prompt = replace(config.prompt, system_message="Describe.", crop_start=20, max_tokens=40)
         return Hunyuan15TextExtractor(replace(config, prompt=prompt))
+
+
+@pytest.mark.filterwarnings("ignore:text has")
+def test_threads_do_not_read_each_others_padding(tmp_path: Path) -> None:
+    """A tokenizer keeps the padding and truncation of its last call."""
+    language = LanguageModel(save_tokenizer(tmp_path), torch.nn.Linear(1, 1), name="tiny")
+    calls = [(text, length) for text in ("a", "b" * 30) for length in (8, 31)]
+    want = {call: language.tokenize([call[0]], max_tokens=call[1]) for call in calls}
+
+    def same(number: int) -> bool:
+        text, length = call = calls[number % len(calls)]
+        got = language.tokenize([text], max_tokens=length)
+        return all(torch.equal(mine, alone) for mine, alone in zip(got, want[call], strict=True))
+
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-5)
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(same, range(800)))
+    finally:
+        sys.setswitchinterval(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from torch import Tensor
 from omnihuman_conditions.pretrained import WeightDtype, check_dtype, load_pretrained, load_processor
 
 EXTRA = "text"
+
+# A tokenizer keeps the padding and truncation of its last call: threads would read each other's.
+_TURN = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +106,19 @@ class LanguageModel:
 
     def tokenize(self, texts: list[str], *, max_tokens: int, special_tokens: bool = True) -> tuple[Tensor, Tensor]:
         """Ids and mask ``(B, max_tokens)`` int64, padded on the right; longer texts are cut with a warning."""
-        encoded = self.tokenizer(
-            texts,
-            padding="max_length",
-            max_length=max_tokens,
-            truncation=True,
-            add_special_tokens=special_tokens,
-            return_tensors="pt",
-        )
-        full = [text for text, row in zip(texts, encoded.attention_mask, strict=True) if row.all()]
-        lengths = [
-            len(self.tokenizer(text, add_special_tokens=special_tokens, verbose=False).input_ids) for text in full
-        ]
+        with _TURN:
+            encoded = self.tokenizer(
+                texts,
+                padding="max_length",
+                max_length=max_tokens,
+                truncation=True,
+                add_special_tokens=special_tokens,
+                return_tensors="pt",
+            )
+            full = [text for text, row in zip(texts, encoded.attention_mask, strict=True) if row.all()]
+            lengths = [
+                len(self.tokenizer(text, add_special_tokens=special_tokens, verbose=False).input_ids) for text in full
+            ]
         if lengths and max(lengths) > max_tokens:
             warnings.warn(
                 f"text has {max(lengths)} {self._name} tokens, only the first {max_tokens} are used", stacklevel=3
