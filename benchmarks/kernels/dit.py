@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from cases import Case, Function, NotInstalled, noise
+from case import Case, Function, NotInstalled, noise
 from torch import Tensor, nn
 
 from omnihuman_core.contracts import Conditioning, TextCondition

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from cases import EPS, noise
+from case import noise
+from cases import EPS
 from report import first_line
 from tiles import MOST_ERROR, relative_error
 from torch import Tensor

@@ -30,7 +30,7 @@ def check(modules, monkeypatch):
         modules.measure, "interleaved", lambda functions, seconds: {n: (f(), 1e-3)[1] for n, f in functions.items()}
     )
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    return modules.group, modules.cases.Case
+    return modules.group, modules.case.Case
 
 
 @pytest.fixture

@@ -82,10 +82,8 @@ def test_a_missing_peer_is_named_even_without_a_target(run_group):
 
 
 def test_a_peer_with_a_target_that_is_missing_is_skipped_by_name(run_group, modules):
-    import cases
-
     def missing(*args):
-        raise cases.NotInstalled("diffusers not installed")
+        raise modules.case.NotInstalled("diffusers not installed")
 
     targets = {("forward", "diffusers default"): (1.3, 1.9)}
     row = run_group(plain("dit_forward", peers={"diffusers default": missing}, targets=targets))[-1]
@@ -110,7 +108,7 @@ def test_no_compiled_peer_falls_back_to_plain_code(modules, monkeypatch):
     for number in range(10):
         other = types.FunctionType(one_gate.__code__.replace(co_name=f"peer_{number}"), globals())
         peer = functools.partial(other, segments=SEGMENTS)
-        modules.group.measure(case(modules.cases.Case, eager=peer), "forward", 1e12)
+        modules.group.measure(case(modules.case.Case, eager=peer), "forward", 1e12)
         assert len(graphs) == number + 1
 
 
