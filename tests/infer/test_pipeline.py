@@ -56,6 +56,23 @@ def test_low_precision(toy_dir: Path, request_: GenerateRequest) -> None:
     assert float((rough.float() - fine).norm() / fine.norm()) < 0.05
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_default_dtype_of_the_program_changes_nothing(
+    toy: OmniHumanPipeline, toy_dir: Path, request_: GenerateRequest, tmp_path: Path, default: torch.dtype
+) -> None:
+    np.savez(tmp_path / "pose.npz", keypoints=np.full((10, 133, 3), 0.5), fps=25.0)
+    changes = {"num_steps": 1, "seconds": 0.4, "pose": tmp_path / "pose.npz", "speaker_region": (0.0, 0.0, 0.5, 1.0)}
+    request = dataclasses.replace(request_, **changes)
+    want = frames(toy, request)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        got = frames(OmniHumanPipeline.from_pretrained(toy_dir, device="cpu"), request)
+    finally:
+        torch.set_default_dtype(before)
+    assert np.array_equal(got, want)
+
+
 def test_noise_depends_on_seed_and_segment_only() -> None:
     before = torch.get_rng_state()
     drawn = [segment_noise(seed, index, (1, 4, 3, 8, 8)) for seed in (0, 1, 2**63 - 1) for index in (0, 1)]

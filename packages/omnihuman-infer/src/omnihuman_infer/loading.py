@@ -170,12 +170,13 @@ def _check_encoders(components: ModelComponents, encoders: Encoders, side: int) 
             raise ModelError(
                 f"model: audio_extractor takes {rate} Hz, sound is given at {SAMPLE_RATE} Hz; use another one"
             )
-        audio = encoders.audio(torch.zeros(1, SAMPLE_RATE), frames)
+        audio = encoders.audio(torch.zeros(1, SAMPLE_RATE, dtype=torch.float32), frames)
         _check_width("audio", audio.tokens.shape[-1], spec.audio_dim)
         _check_positions("audio", (audio.tokens.shape[1],), (2,))
         encoders.null_audio(audio)
     if encoders.has_pose:
-        features = encoders.pose(torch.zeros(frames, NUM_KEYPOINTS, 3), (side, side)).features
+        nobody = torch.zeros(frames, NUM_KEYPOINTS, 3, dtype=torch.float32)
+        features = encoders.pose(nobody, (side, side)).features
         _check_width("pose", features.shape[1], spec.pose_channels)
         _check_positions("pose", tuple(features.shape[2:]), (2, *latents.latent_size(side, side)))
 

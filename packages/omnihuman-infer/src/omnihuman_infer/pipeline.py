@@ -230,7 +230,7 @@ def generate(
 def segment_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     """Noise of one segment, drawn on the CPU: it depends on the seed and the segment's number, not on the device."""
     mixed = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int(mixed)))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(mixed)), dtype=torch.float32)
 
 
 def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:

@@ -159,7 +159,8 @@ def _encode(
         text = words if request.prompt and "text" in active else negative_text
     audio = negative_audio = None
     if encoders.has_audio:
-        silence = torch.zeros(1, math.ceil(frames / components.generation.fps * SAMPLE_RATE))
+        samples = math.ceil(frames / components.generation.fps * SAMPLE_RATE)
+        silence = torch.zeros(1, samples, dtype=torch.float32)
         waveform = silence
         if inputs.waveform is not None and "audio" in active:
             # Padded with silence: segments may reach past the end of the sound.

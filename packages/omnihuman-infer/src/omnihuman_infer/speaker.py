@@ -41,8 +41,8 @@ def region_map(region: Region, height: int, width: int) -> Tensor:
         RequestError: no position lies in the region.
     """
     x0, y0, x1, y1 = region
-    rows = (torch.arange(height) + 0.5) / height
-    columns = (torch.arange(width) + 0.5) / width
+    rows = (torch.arange(height, dtype=torch.float32) + 0.5) / height
+    columns = (torch.arange(width, dtype=torch.float32) + 0.5) / width
     inside = ((rows >= y0) & (rows < y1))[:, None] & ((columns >= x0) & (columns < x1))  # (h, w)
     if not inside.any():
         raise RequestError(

@@ -156,7 +156,7 @@ class LogMelExtractor(AudioExtractor):
         left = (config.window - config.hop) // 2
         right = config.window - config.hop - left + states * span - waveform.shape[1]
         padded = torch.nn.functional.pad(waveform, (left, right))
-        window = torch.hann_window(config.window, device=waveform.device)
+        window = torch.hann_window(config.window, device=waveform.device, dtype=waveform.dtype)
         frames = padded.unfold(-1, config.window, config.hop) * window  # (B, n * stack, window)
         power = torch.fft.rfft(frames, n=config.fft_size).abs().square() * (2 / window.sum()) ** 2
         bands = power @ self._filters.to(power.device)  # (B, n * stack, mels)

@@ -153,7 +153,7 @@ def _sequence(record: Mapping[str, Any], path: Path, fps: float | None, size: tu
                 f"pose picture size must be positive and at most {MAX_SIDE}, "
                 f"got height x width = {size[0]:g} x {size[1]:g}: {path}"
             )
-        keypoints = keypoints / torch.tensor([size[1], size[0], 1.0])
+        keypoints = keypoints / torch.tensor([size[1], size[0], 1.0], dtype=keypoints.dtype)
     seen = keypoints[..., 2] > 0
     if seen.any() and keypoints[..., :2][seen].abs().max() > 3:
         raise ValueError(f"pose coordinates are not fractions of the picture: add 'width' and 'height' to {path}")

@@ -62,12 +62,12 @@ def logit_normal(
     Returns:
         ``(B,)`` fp32 in (0, 1).
     """
-    return torch.sigmoid(mean + std * torch.randn(batch, generator=generator, device=device))
+    return torch.sigmoid(mean + std * torch.randn(batch, generator=generator, device=device, dtype=torch.float32))
 
 
 def uniform(batch: int, *, generator: Generator | None = None, device: torch.device | str | None = None) -> Tensor:
     """Training levels spread evenly; ``(B,)`` fp32 in [0, 1)."""
-    return torch.rand(batch, generator=generator, device=device)
+    return torch.rand(batch, generator=generator, device=device, dtype=torch.float32)
 
 
 def schedule(num_steps: int, *, shift_factor: float = 1.0, device: torch.device | str | None = None) -> Tensor:
@@ -83,4 +83,4 @@ def schedule(num_steps: int, *, shift_factor: float = 1.0, device: torch.device 
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    return shift(torch.linspace(1, 0, num_steps + 1, device=device), shift_factor)
+    return shift(torch.linspace(1, 0, num_steps + 1, device=device, dtype=torch.float32), shift_factor)
