@@ -1,6 +1,12 @@
 import dataclasses
 import gc
+import logging
+import random
+import signal
+import warnings
 import wave
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -71,6 +77,55 @@ def test_default_dtype_of_the_program_changes_nothing(
     finally:
         torch.set_default_dtype(before)
     assert np.array_equal(got, want)
+
+
+def test_requests_in_threads_do_not_meet(toy: OmniHumanPipeline, request_: GenerateRequest) -> None:
+    changes = (
+        {},
+        {"seed": 1},
+        {"seconds": 0.4},
+        {"audio": None, "seconds": 0.6},
+        {"guidance_scale": 1.0, "prompt": "ho"},
+    )
+    requests = [dataclasses.replace(request_, **change) for change in changes]
+    alone = [frames(toy, request) for request in requests]
+    with ThreadPoolExecutor(len(requests)) as threads:
+        together = list(threads.map(lambda request: frames(toy, request), requests))
+    for mine, others in zip(alone, together, strict=True):
+        assert np.array_equal(mine, others)
+
+
+def test_nothing_of_the_process_is_changed_and_memory_is_given_back(toy_dir: Path, request_: GenerateRequest) -> None:
+    def settings() -> tuple[object, ...]:
+        return (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            str(np.random.get_state()),
+            np.geterr(),
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+            (logging.getLogger().level, list(logging.getLogger().handlers)),
+            list(warnings.filters),
+        )
+
+    before = settings()
+    pipeline = OmniHumanPipeline.from_pretrained(toy_dir, device="cpu")
+    pipeline(dataclasses.replace(request_, num_steps=1))
+    pieces = pipeline.frames(pipeline.prepare(request_))
+    next(pieces)
+    # Between two pieces the program computes as it likes.
+    assert settings() == before
+    gone = [weakref.ref(part) for part in (pipeline, pipeline.components.vae, pipeline.components.backbone)]
+    gc.disable()
+    try:
+        del pieces, pipeline
+        assert [part() for part in gone] == [None] * 3
+    finally:
+        gc.enable()
+    assert settings() == before
 
 
 def test_noise_depends_on_seed_and_segment_only() -> None:
