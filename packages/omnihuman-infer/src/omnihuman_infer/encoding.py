@@ -27,7 +27,9 @@ class Encoders:
         self._components = components
         self.device = device
         self.dtype = dtype
-        self.has_text, self.has_audio, self.has_pose = map(self._has, ("text", "audio", "pose"))
+        self.has_text: bool = self._has("text")
+        self.has_audio: bool = self._has("audio")
+        self.has_pose: bool = self._has("pose")
 
     def accepts(self, condition: str) -> bool:
         """Whether the backbone takes a condition at all."""

@@ -66,6 +66,7 @@ class OmniHumanPipeline:
         model: Name or directory that they came from.
         device: Where they are.
         dtype: Dtype of their floating tensors.
+        encoders: What turns the inputs of a request into conditions.
     """
 
     def __init__(self, components: ModelComponents, *, model: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -73,7 +74,7 @@ class OmniHumanPipeline:
         self.model = model
         self.device = device
         self.dtype = dtype
-        self.encoders = Encoders(components, device=device, dtype=dtype)
+        self.encoders: Encoders = Encoders(components, device=device, dtype=dtype)
         self._captioner = HeldCaptioner()
 
     @classmethod
@@ -117,7 +118,8 @@ class OmniHumanPipeline:
             request: What to generate.
             inputs: The files of the request, where they were read already.
             on_prepared: Called before the first denoising step with what is settled by then, the notices among it.
-            on_progress: Called after each denoising step.
+            on_progress: Called after each denoising step, with the number of the segment, that of all segments, and the
+                steps done and to do in it; what it raises ends the call, and nothing is written.
 
         Raises:
             RequestError: one line that names the field and the fix; nothing was written.
@@ -143,6 +145,10 @@ class OmniHumanPipeline:
     def prepare(self, request: GenerateRequest, inputs: Inputs | None = None) -> Clip:
         """Read and encode the inputs, and settle sizes, segments and guidance; ``request.out`` plays no part in it.
 
+        Args:
+            request: What to generate.
+            inputs: The files of the request, where they were read already.
+
         Raises:
             RequestError: one line that names the field and the fix.
         """
@@ -153,7 +159,14 @@ class OmniHumanPipeline:
 
     @torch.inference_mode()
     def frames(self, clip: Clip, *, on_progress: OnProgress | None = None) -> Iterator[NDArray[np.uint8]]:
-        """The video as it becomes ready, in pieces ``(T_i, H, W, 3)`` RGB; memory does not grow with its length."""
+        """The video as it becomes ready, in pieces ``(T_i, H, W, 3)`` RGB; memory does not grow with its length.
+
+        Nothing is computed between two pieces, and nothing more once the iterator is closed or let go.
+
+        Args:
+            clip: What :meth:`prepare` gave; it may be used again.
+            on_progress: Called after each denoising step; what it raises ends the iteration and comes out of it.
+        """
         left = clip.num_frames
         for pixels in self.components.vae.decode_stream(self._latents(clip, on_progress)):
             piece = pixels[0, :, :left]
