@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from PIL import Image
 
 from omnihuman_infer import OmniHumanPipeline, RequestError
 from omnihuman_infer.cli import main
+from omnihuman_infer.media.video import VideoWriter
 
 from .files import voice, write_picture, write_silent_film, write_wav
 from .models import save_toy
@@ -153,6 +155,27 @@ def test_bad_input_is_one_line_and_code_2(run: Run, inputs: dict[str, Path], tmp
         assert re.match(rf"omnihuman-infer: error: {expected}", error), (expected, error)
         assert inputs["out"].read_bytes() == b"precious"
         assert sorted(tmp_path.rglob("*")) == before, expected
+
+
+def test_a_full_disk_is_one_line(run: Run, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs["out"].write_bytes(b"precious")
+    before = sorted(inputs["out"].parent.iterdir())
+
+    def full(writer: VideoWriter, frames: np.ndarray) -> None:
+        raise OSError(code, os.strerror(code), str(writer.path))
+
+    monkeypatch.setattr(VideoWriter, "write", full)
+    code = errno.ENOSPC
+    assert run("--quiet") == (
+        2,
+        "omnihuman-infer: error: No space left on device, nothing was written; make room for it\n",
+    )
+    assert inputs["out"].read_bytes() == b"precious"
+    assert sorted(inputs["out"].parent.iterdir()) == before
+    # What is no news to a user is a fault, and tells where.
+    code = errno.EBADF
+    with pytest.raises(OSError, match="Bad file"):
+        run("--quiet")
 
 
 def test_pillow_does_not_speak_into_the_answer(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ code 2 at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 FAULTS, BAD_INPUT, INTERRUPTED, NO_READER = 1, 2, 130, 141
 DTYPES = ("float32", "bfloat16", "float16")
+
+# A full disk, a spent quota, a file larger than this user may write.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python writes what is left when it ends, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO_READER
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"omnihuman-infer: error: {error.strerror}, nothing was written; make room for it", file=sys.stderr)
+        return BAD_INPUT
 
 
 class _Parser(argparse.ArgumentParser):
