@@ -297,6 +297,25 @@ def test_frames_need_no_place_for_a_file(toy: OmniHumanPipeline, request_: Gener
         toy(nowhere)
 
 
+def test_inputs_of_the_programs_own(toy: OmniHumanPipeline, request_: GenerateRequest) -> None:
+    read = read_inputs(request_)
+    samples = np.frombuffer(read.waveform.tobytes(), np.float32)
+    named = dataclasses.replace(request_, image="from memory", audio="from memory", num_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip = toy.prepare(named, dataclasses.replace(read, waveform=samples))
+    want = toy.prepare(dataclasses.replace(request_, num_steps=1))
+    assert torch.equal(clip.conditions.audio.tokens, want.conditions.audio.tokens)
+    for change, answer in (
+        ({"picture": read.picture.convert("RGBA")}, r"^image: .* mode RGBA"),
+        ({"waveform": (samples * 32767).astype(np.int16)}, r"^audio: .* int16 samples"),
+        ({"waveform": np.stack([samples, samples])}, r"^audio: .* shape \(2, "),
+        ({"waveform": samples[:0]}, r"^audio: .* shape \(0,\)"),
+    ):
+        with pytest.raises(RequestError, match=answer):
+            toy.prepare(named, dataclasses.replace(read, **change))
+
+
 def test_inputs_read_beforehand_are_used(toy: OmniHumanPipeline, request_: GenerateRequest) -> None:
     inputs = read_inputs(request_)
     request_.audio.unlink()

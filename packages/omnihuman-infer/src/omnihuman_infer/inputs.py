@@ -31,12 +31,19 @@ class Inputs:
         """These inputs, where they hold what the request names and nothing else; the files may be gone by now.
 
         Raises:
-            RequestError: a field is wrong, or the request names a file that was not read, or none for one that was.
+            RequestError: a field is wrong, or the request names a file that was not read, or none for one that was, or
+                what a program put in here itself is not as the attributes say.
         """
         request.check_values()
         for name, value in (("image", self.picture), ("audio", self.waveform)):
             if (getattr(request, name) is None) != (value is None):
                 raise RequestError(f"{name}: the inputs were read for another request; leave them out")
+        if self.picture is not None and self.picture.mode != "RGB":
+            raise RequestError(f"image: the inputs hold a picture in mode {self.picture.mode}; convert it to RGB")
+        if (sound := self.waveform) is not None and (sound.ndim != 1 or not sound.size or sound.dtype != np.float32):
+            raise RequestError(
+                f"audio: the inputs hold {sound.dtype} samples of shape {sound.shape}; give (samples,) float32"
+            )
         return self
 
     @property

@@ -164,7 +164,8 @@ def _encode(
         waveform = silence
         if inputs.waveform is not None and "audio" in active:
             # Padded with silence: segments may reach past the end of the sound.
-            sound = torch.from_numpy(inputs.waveform)[: silence.shape[1]]
+            # A copy: what a program hands in may be read-only, which torch does not know.
+            sound = torch.tensor(inputs.waveform[: silence.shape[1]])
             waveform = pad(sound, (0, silence.shape[1] - len(sound)))[None]
         heard = encoders.audio(waveform, frames)
         null = encoders.null_audio(heard)
