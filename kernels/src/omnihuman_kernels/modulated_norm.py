@@ -267,9 +267,10 @@ def _residual_setup(ctx, inputs, output) -> None:
 
 
 def _residual_differentiate(ctx, dstream, dy, _dmean, _drstd):
-    stream = ctx.saved_tensors[0]
+    # Read once: under activation checkpointing the second time is an error.
+    stream, *others = ctx.saved_tensors
     dy = torch.zeros_like(stream) if dy is None else dy
-    dresidual, *rest = _residual_backward(dstream, dy, *ctx.saved_tensors, ctx.segments)
+    dresidual, *rest = _residual_backward(dstream, dy, stream, *others, ctx.segments)
     return dresidual.to(ctx.residual_dtype), *rest, None, None
 
 

@@ -1,7 +1,10 @@
-"""Inputs as callers have them: parameters with gaps in memory, broadcast gradients, calls under autocast."""
+"""Calls as callers make them: parameters with gaps in memory, broadcast gradients, autocast, checkpointed blocks."""
+
+import functools
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from omnihuman_kernels.frame_cross_attention import frame_cross_attention
 from omnihuman_kernels.gated_residual import gated_residual
@@ -68,6 +71,17 @@ def test_gradients_may_be_one_number_for_all(name):
     expected = gradients(op, inputs, [torch.full(shape, 0.5) for shape in shapes])
     got = gradients(op, inputs, [torch.tensor(0.5).expand(shape) for shape in shapes])
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_ops_may_be_computed_again_in_the_backward_pass(name):
+    """As blocks are that keep no activations; what an op saved may be asked for once then."""
+    torch.manual_seed(0)
+    op, shapes = OPS[name]
+    inputs = [torch.randn(shape) for shape in shapes]
+    upstream = [torch.randn_like(y) for y in outputs(op, inputs)]
+    again = functools.partial(checkpoint, op, use_reentrant=False)
+    torch.testing.assert_close(gradients(again, inputs, upstream), gradients(op, inputs, upstream), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", OPS)
