@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends, _sdpa_kern
 from omnihuman_core.contracts import AttentionSupport
 from omnihuman_core.ops import eager_ops
 from omnihuman_core.ops.attention_backends import attention_backend, backend_names, describe_target, support_on, why_not
-from omnihuman_core.ops.torch_attention import load_sdpa, wrap_flex
+from omnihuman_core.ops.torch_attention import load_flex, load_sdpa, wrap_flex
 from omnihuman_core.plugins import PluginError
 
 from .fakes import CPU, HOPPER, Installed, explicit, inputs, key_mask
@@ -67,6 +67,25 @@ def test_flex_attention_computes_attention(masked):
     with torch.no_grad():
         out = wrap_flex(flex_attention)(q, k, v, mask=mask)
     torch.testing.assert_close(out.double(), explicit(q, k, v, mask), atol=2e-6, rtol=1e-5)
+
+
+def test_flex_attention_stays_compiled_over_many_kinds_of_calls(monkeypatch):
+    """After eight compilations of one function torch runs it uncompiled, holds all scores, and only logs it."""
+    graphs, compile_with = [], torch.compile
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function: compile_with(function, dynamic=False, backend=lambda g, _: graphs.append(g) or g.forward),
+    )
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8), torch.no_grad():
+        attention = load_flex()
+        for length in range(2, 12):
+            q, k, v = inputs(1, length, length, 1, 16)
+            out = attention(q, k, v)
+            assert len(graphs) == length - 1
+            torch.testing.assert_close(out.double(), explicit(q, k, v), atol=2e-6, rtol=1e-5)
+    torch._dynamo.reset()
 
 
 def test_threads_leave_the_switches_of_torch_as_they_were(monkeypatch):

@@ -17,6 +17,9 @@ from omnihuman_core.contracts.ops import Attention
 
 # Two threads that save and restore the switches at once would leave those of each other for good.
 _TURN = threading.Lock()
+# Kinds of calls that FlexAttention is compiled for: with and without a mask and gradients, each for lengths and batches
+# of one and of more. After as many as torch's limit, eight, it would run uncompiled and hold all scores.
+_FLEX_KINDS = 64
 
 
 def load_sdpa(kernel: SDPBackend) -> Attention:
@@ -48,6 +51,8 @@ def load_flex() -> Attention:
     # Brings in the compiler, so it is imported where it is wanted.
     from torch.nn.attention.flex_attention import flex_attention
 
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _FLEX_KINDS)
     return wrap_flex(torch.compile(flex_attention))
 
 
