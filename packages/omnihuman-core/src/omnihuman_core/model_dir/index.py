@@ -142,17 +142,15 @@ def read_index(directory: str | Path) -> ModelIndex:
 
 
 def inside(directory: str | Path, *parts: str) -> Path:
-    """Path of a file of the directory.
+    """Path of a file of the directory, which may be a link, as in the caches of downloads.
 
     Raises:
-        ModelDirError: there is no such directory or file, or the path leads out of it.
+        ModelDirError: there is no such directory or file.
     """
     root = Path(directory)
     if not root.is_dir():
         raise ModelDirError(f"{root}: no such model directory")
     path = root.joinpath(*parts)
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ModelDirError(f"{path}: leads out of the model directory")
     if not path.is_file():
         raise ModelDirError(f"{path}: missing from the model directory")
     return path

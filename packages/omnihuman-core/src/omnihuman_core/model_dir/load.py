@@ -154,8 +154,6 @@ def _load(
         raise ModelDirError(f"{path}: {error}{_other_release(entry, COMPONENTS[name])}") from None
     extra = {"ops": resolve_ops(ops) if isinstance(ops, str) else ops} if name == "backbone" else {}
     weights = Path(directory) / name / WEIGHTS
-    if weights.exists():
-        inside(directory, name, WEIGHTS)
     # Constructors draw weights, which those of the file replace: the program that loads a model keeps its own numbers.
     with torch.random.fork_rng(devices=[]):
         # An extractor without a file of its own brings its weights itself, if it has any.
