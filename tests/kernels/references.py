@@ -25,8 +25,9 @@ def qk_norm_rope(q, k, q_weight, k_weight, cos, sin, *, eps, segments=None):
 
 
 def spread(modulation, segments):
-    """One row a segment to one row a token."""
-    return modulation.repeat_interleave(torch.tensor(segments, device=modulation.device), dim=1)
+    """One row a segment to one row a token; the gradient of a row is a sum, not one rounded addition a token."""
+    rows = zip(modulation.unbind(1), segments, strict=True)
+    return torch.cat([row[:, None].expand(-1, length, -1) for row, length in rows], dim=1)
 
 
 def modulated_norm(x, shift, scale, *, segments, eps):
