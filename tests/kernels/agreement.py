@@ -19,7 +19,11 @@ def gradients(function: Callable[..., object], inputs: Sequence[Tensor], upstrea
 
 
 def assert_agrees(
-    ours: Callable[..., object], reference: Callable[..., object], inputs: Sequence[Tensor], dtype: torch.dtype
+    ours: Callable[..., object],
+    reference: Callable[..., object],
+    inputs: Sequence[Tensor],
+    dtype: torch.dtype,
+    most: float = float("inf"),
 ) -> None:
     """Compare ``ours`` at ``dtype`` with ``reference`` in float64, outputs and gradients.
 
@@ -28,6 +32,8 @@ def assert_agrees(
         reference: Plain code for the same formula, in the precision of its inputs.
         inputs: Floating tensors; they are rounded to ``dtype`` before either runs.
         dtype: Precision under test.
+        most: Error of a tensor that is allowed, too, as a share of its norm: where values are far below one, as what
+            attention makes of many keys, two roundings of one would let anything pass.
     """
     cast = [x.to(dtype) if x.is_floating_point() else x for x in inputs]
     exact = [x.double() if x.is_floating_point() else x for x in cast]
@@ -51,3 +57,5 @@ def assert_agrees(
         # Two roundings of the largest value, or of the unit-sized inputs where all of it cancels.
         floor = 2 * torch.finfo(dtype).eps * max(1.0, float(c.abs().max()))
         assert error <= allowed + floor, f"tensor {index}: error {error:.3g}, allowed {allowed:.3g} + {floor:.3g}"
+        share = float((a.double() - c).norm() / c.norm()) if most < float("inf") else 0.0
+        assert share <= most, f"tensor {index}: error {share:.3g} of its norm, allowed {most:.3g}"

@@ -84,3 +84,23 @@ def test_some_queries_among_all_agree(check, monkeypatch):
         return lambda q, k, v: ours(q, k, v).roll(1, dims=1), inputs
 
     assert "tensor 0" in group.compare_part(replace(case, part=shifted), torch.float32)
+
+
+def test_small_gradients_of_a_long_sequence_can_fail_it(check, monkeypatch):
+    """Of thousands of keys each gets so little that no gradient at all would be within two roundings of one."""
+    group, _ = check
+    import cases
+
+    from tests.kernels import references
+
+    monkeypatch.setattr(cases, "noise", torch.randn)
+    case = next(c for c in cases.attention_cases() if c.part is not None)
+
+    _, inputs = case.part.func(1 << 16, 1, 16)
+
+    def attention(q, k, v):
+        return references.attention(q, k.detach(), v) + 0 * k.sum()
+
+    torch.manual_seed(0)
+    assert group.compare_part(replace(case, part=lambda: (references.attention, inputs))) == ""
+    assert "tensor 2: error 1 of its norm" in group.compare_part(replace(case, part=lambda: (attention, inputs)))
