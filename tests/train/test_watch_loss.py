@@ -111,11 +111,17 @@ def other_rate(held: Path) -> None:
     path.write_text(path.read_text().replace('"fps":25.0', '"fps":30.0'))
 
 
+def no_texts(held: Path) -> None:
+    path = held / MANIFEST
+    path.write_text(path.read_text().replace('"has_text":true', '"has_text":false'))
+
+
 @pytest.mark.parametrize(
     ("first", "damage", "message"),
     [
         (4, None, r"watch\.validation_data: 4 samples of .*held are in .*encoded too, the first is \w{40} \(noise/"),
         (8, other_rate, r"watch\.validation_data: 8 samples of .*held have another frame rate than generation\.fps"),
+        (8, no_texts, r"watch\.validation_data: none of the 4 samples of .*held that the loss is measured on has text"),
     ],
 )
 def test_held_out_data_that_cannot_be_is_one_line(
@@ -133,5 +139,5 @@ def test_held_out_data_that_cannot_be_is_one_line(
 def test_held_out_data_needs_an_interval(data: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"watch\.validation_data is set, but watch\.validation_every is 0"):
         WatchConfig(validation_data="x")
-    with pytest.raises(ValueError, match=r"watch\.validation_data: .*nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"watch\.validation_data: .*nowhere .*--set watch\.validation_data=DIR"):
         run_stage(config_of(data[0], tmp_path / "nowhere"), tmp_path / "out")

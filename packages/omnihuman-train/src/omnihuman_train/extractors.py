@@ -23,20 +23,24 @@ from omnihuman_train.stage_config import StageConfig
 ENCODED = ("audio", "text")
 
 
-def data_recipe(config: StageConfig) -> Mapping[str, Any]:
+def data_recipe(config: StageConfig, field: str = "data") -> Mapping[str, Any]:
     """How the data was made, as its index says; the functions below take it.
+
+    Args:
+        config: The stage.
+        field: Field of the stage that messages name.
 
     Raises:
         ValueError: there is no data, or it is not encoded.
     """
     if not Path(config.data).is_dir():
         raise ValueError(
-            f"data: {config.data} does not exist; make it with `omnihuman-train data pack` and `data cache`, or name "
-            f"another folder with --set data=DIR"
+            f"{field}: {config.data} does not exist; make it with `omnihuman-train data pack` and `data cache`, or "
+            f"name another folder with --set {field}=DIR"
         )
     index = read_data_index(Path(config.data))
     if index.kind != STATES:
-        raise ValueError(f"data: {config.data} holds {index.kind}; run `omnihuman-train data cache` first")
+        raise ValueError(f"{field}: {config.data} holds {index.kind}; run `omnihuman-train data cache` first")
     return index.recipe
 
 

@@ -12,6 +12,8 @@ from omnihuman_train.extractors import check_encoders, data_recipe
 from omnihuman_train.stage_config import StageConfig
 from omnihuman_train.stages import Ratios
 
+_FIELD = "watch.validation_data"
+
 
 def held_out(
     config: StageConfig, open_parts: Callable[[StageConfig], Sequence[FlowStream]], trained: FlowStream
@@ -26,7 +28,7 @@ def held_out(
         trained: What is trained on.
 
     Raises:
-        ValueError: the data does not fit, or a sample is trained on too.
+        ValueError: the data does not fit, a sample is trained on too, or none has what is looked at first.
     """
     folder = config.watch.validation_data
     if folder is None:
@@ -34,8 +36,8 @@ def held_out(
     ratios = Ratios(**{name: float(ratio > 0) for name, ratio in vars(config.stage.ratios).items()})
     stages = (*config.stages[:-1], replace(config.stage, ratios=ratios))
     other = replace(config, data=folder, stages=stages, run=replace(config.run, seed=0))
+    made = data_recipe(other, _FIELD)
     try:
-        made = data_recipe(other)
         if made.get(VAE_DIGEST) != data_recipe(config).get(VAE_DIGEST):
             raise ValueError(f"{folder} was encoded with another VAE than {config.data}; encode it with that one")
         parts = open_parts(other)
@@ -45,11 +47,28 @@ def held_out(
         check_sizes(other, first.spec, first.plan.sizes)
         check_encoders(other, made, first.features())
     except ValueError as error:
-        raise ValueError(f"watch.validation_data: {str(error).removeprefix('data: ')}") from error
+        raise ValueError(f"{_FIELD}: {str(error).removeprefix('data: ')}") from error
     keys = {record.key for record in trained.data.records}
     if both := [record for record in first.data.records if record.key in keys]:
         raise ValueError(
-            f"watch.validation_data: {len(both)} samples of {folder} are in {config.data} too, the first is "
+            f"{_FIELD}: {len(both)} samples of {folder} are in {config.data} too, the first is "
             f"{both[0].key} ({both[0].source}); take their lines out of one manifest"
         )
+    _check_measurable(config, first)
     return parts
+
+
+def _check_measurable(config: StageConfig, held: FlowStream) -> None:
+    """Check that a sample which the loss is measured on has the weakest condition: every set of conditions has it."""
+    batches = [held.plan.batch(number) for number in range(config.watch.validation_batches)]
+    measured = [
+        held.data.records[held.plan.sample(batch.bucket, position)]
+        for batch in batches
+        for position in batch.positions.tolist()
+    ]
+    for weakest in config.stage.active[:1]:
+        if not any(getattr(record, f"has_{weakest}") for record in measured):
+            raise ValueError(
+                f"{_FIELD}: none of the {len(measured)} samples of {config.watch.validation_data} that the loss is "
+                f"measured on has {weakest}; give it some that do, or raise watch.validation_batches"
+            )
