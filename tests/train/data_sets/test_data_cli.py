@@ -9,7 +9,7 @@ from omnihuman_train.data.check import check_data
 from omnihuman_train.data.shard_set import ShardSet
 
 from .test_pack import nothing
-from .toy import LONG, SHORT, TINY_MODEL, key_of, write_states
+from .toy import LONG, SHORT, TINY_MODEL, key_of, write_clip, write_states
 
 
 @pytest.fixture
@@ -34,6 +34,21 @@ def test_pack_check_cache_and_stats_go_together(tmp_path: Path, capsys: pytest.C
     assert "2 samples in 1 shards" in out
     assert "5x32x32" in out
     assert "Apache-2.0" in out
+
+
+def test_pack_and_stats_count_the_same_as_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    clips.mkdir()
+    write_clip(clips / "good.mp4", frames=5)
+    # Ten frames make two samples, of which both lack readable notes.
+    write_clip(clips / "notes.mp4", frames=10)
+    (clips / "notes.json").write_text("{oops")
+    (clips / "broken.mp4").write_bytes(b"no video")
+    command = ["data", "pack", "--clips", str(clips), "--out", str(out), "--frames", "5", "--area", "32x48"]
+    assert main([*command, "--licence", "own"]) == 0
+    assert "1 samples in 1 shards, 3 clips or parts of clips skipped" in capsys.readouterr().out
+    assert main(["data", "stats", str(out)]) == 0
+    assert "3 clips or parts of clips were skipped" in capsys.readouterr().out
 
 
 def test_stats_are_drawn(data: Path, tmp_path: Path) -> None:

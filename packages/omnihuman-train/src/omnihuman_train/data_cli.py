@@ -163,8 +163,9 @@ def _stats(arguments: argparse.Namespace) -> None:
     for name in ("bucket", "licence"):
         console.print(table(records, name))
     console.print(f"{len(index.shards)} shards of {index.kind}, {sum(s.size for s in index.shards) / 2**20:.1f} MiB")
-    if index.broken:
-        console.print(f"{len(index.broken)} clips were skipped when the set was made")
+    # Of a packed set: clips that could not be opened, and spans of clips that could not be used.
+    if skipped := len(index.recipe.get("unusable", {})) + len(index.broken):
+        console.print(f"{skipped} clips or parts of clips were skipped when the set was made")
     if arguments.plot:
         plot(records, arguments.plot, f"{arguments.data.name}: {len(records):,} samples")
         console.print(f"plot: {arguments.plot}")
@@ -174,7 +175,7 @@ def _tell(report: BuildReport, out: Path) -> None:
     for name, reason in list(report.broken.items())[:_SHOWN]:
         print(f"skipped: {name}: {reason}")
     left = f"; {report.left} shards are left to other processes, no index yet" if report.left else ""
-    skipped = f", {len(report.broken)} clips skipped" if report.broken else ""
+    skipped = f", {len(report.broken)} clips or parts of clips skipped" if report.broken else ""
     print(f"{out}: {report.samples} samples in {report.shards} shards{skipped}{left}")
 
 
