@@ -103,7 +103,7 @@ def test_integers_are_taken_for_floats():
         ({"kind": "c"}, "kind: must be one of 'a', 'b', got 'c'"),
         ({"patch": [1, 2]}, "patch: must have 3 entries, got 2"),
         ({"patch": [1, 2, "x"]}, r"patch\[2\]: must be int, got 'x'"),
-        ({"patch": 3}, "patch: must be tuple"),
+        ({"patch": 3}, r"patch: must be tuple\[int, int, int\], written as \[a, b\], got 3"),
         ({"widths": [1, None]}, r"widths\[1\]: must be float"),
         ({"inner": 3}, "inner: must be Inner, got 3"),
         ({"many": [{"rate": 1}, {}]}, r"many\[1\]: missing key 'rate'"),

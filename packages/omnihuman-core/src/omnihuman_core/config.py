@@ -205,7 +205,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if hint in (bool, int, float, str) and type(value) is hint:
         return value
-    raise ValueError(f"{path}: must be {_type_name(hint)}, got {value!r}")
+    # TOML has no tuples: whoever writes one as Python does is told how.
+    written = ", written as [a, b]" if origin is tuple else ""
+    raise ValueError(f"{path}: must be {_type_name(hint)}{written}, got {value!r}")
 
 
 def _convert_union(hint: Any, value: Any, path: str) -> Any:
