@@ -218,3 +218,24 @@ def test_description(toy_dir: Path) -> None:
     assert "omnihuman-vae" in text
     assert "segment_frames" in text
     assert "no weights" in text
+
+
+@pytest.mark.parametrize("where", ["load_model", "prepare_clip", "decode_stream"])
+def test_too_little_memory_is_said_in_one_line(
+    toy_dir: Path, request_: GenerateRequest, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total of 79.1 GiB")
+
+    def run() -> None:
+        pipeline = OmniHumanPipeline.from_pretrained(toy_dir, device="cpu")
+        monkeypatch.setattr(pipeline.components.vae, "decode_stream", full)
+        pipeline(request_)
+
+    if where != "decode_stream":
+        module = "loading" if where == "load_model" else "pipeline"
+        monkeypatch.setattr(f"omnihuman_infer.{module}.{where}", full)
+    with pytest.raises(RequestError, match="device: cpu has too little free memory") as error:
+        run()
+    assert "\n" not in str(error.value)
+    assert not request_.out.exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from omnihuman_core.contracts import NUM_KEYPOINTS, SAMPLE_RATE
@@ -35,6 +38,22 @@ def resolve_device(device: str) -> torch.device:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise RequestError("device: mps is not there; use --device cpu")
     return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
+
+
+@contextmanager
+def enough_memory(device: torch.device) -> Iterator[None]:
+    """Say in one line that a device has too little memory for what is done inside.
+
+    Raises:
+        RequestError: it has.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise RequestError(
+            f"device: {device} has too little free memory for this; ask for fewer --segment-frames, take a smaller "
+            "model, or end what else uses it (omnihuman-infer doctor says how much is free)"
+        ) from None
 
 
 def check_directory(model: str, request: GenerateRequest) -> None:
@@ -117,6 +136,8 @@ def check_fit(components: ModelComponents, *, device: torch.device, dtype: torch
     segment_latents(components, settings.segment_frames)
     try:
         _check_encoders(components, Encoders(components, device=device, dtype=dtype), multiple)
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise error if isinstance(error, RequestError) else _model_error(error) from None
 

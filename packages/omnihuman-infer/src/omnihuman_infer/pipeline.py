@@ -16,7 +16,7 @@ from omnihuman_core.model_dir import ModelComponents
 from omnihuman_infer.captioning import HeldCaptioner, with_caption
 from omnihuman_infer.encoding import Encoders
 from omnihuman_infer.inputs import Inputs, read_inputs
-from omnihuman_infer.loading import check_directory, load_components, resolve_device
+from omnihuman_infer.loading import check_directory, enough_memory, load_components, resolve_device
 from omnihuman_infer.media.video import VideoWriter
 from omnihuman_infer.preparation import Clip, prepare_clip
 from omnihuman_infer.request import GenerateRequest, RequestError
@@ -101,7 +101,8 @@ class OmniHumanPipeline:
         """
         where = resolve_device(device)
         chosen = dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)
-        components = load_components(str(model), device=where, dtype=chosen, ops=ops, attention=attention)
+        with enough_memory(where):
+            components = load_components(str(model), device=where, dtype=chosen, ops=ops, attention=attention)
         return cls(components, model=str(model), device=where, dtype=chosen)
 
     def __call__(
@@ -155,7 +156,8 @@ class OmniHumanPipeline:
         self._check_same_model(request)
         inputs = read_inputs(request, writes=False) if inputs is None else inputs.of(request)
         request = with_caption(request, inputs.picture, device=self.device, held=self._captioner)
-        return prepare_clip(request, inputs, self.components, self.encoders)
+        with enough_memory(self.device):
+            return prepare_clip(request, inputs, self.components, self.encoders)
 
     @torch.inference_mode()
     def frames(self, clip: Clip, *, on_progress: OnProgress | None = None) -> Iterator[NDArray[np.uint8]]:
@@ -166,13 +168,17 @@ class OmniHumanPipeline:
         Args:
             clip: What :meth:`prepare` gave; it may be used again.
             on_progress: Called after each denoising step; what it raises ends the iteration and comes out of it.
+
+        Raises:
+            RequestError: the device has too little memory.
         """
         left = clip.num_frames
-        for pixels in self.components.vae.decode_stream(self._latents(clip, on_progress)):
-            piece = pixels[0, :, :left]
-            left -= piece.shape[1]
-            if piece.shape[1]:
-                yield _to_uint8(piece)
+        with enough_memory(self.device):
+            for pixels in self.components.vae.decode_stream(self._latents(clip, on_progress)):
+                piece = pixels[0, :, :left]
+                left -= piece.shape[1]
+                if piece.shape[1]:
+                    yield _to_uint8(piece)
 
     def _latents(self, clip: Clip, on_progress: OnProgress | None) -> Iterator[Tensor]:
         """Final latents in small pieces, ``(1, C, t_i, h, w)``, one segment after the other."""
