@@ -53,6 +53,26 @@ def test_a_good_run_and_a_crash(whole_run):
     assert problem == ("packed_attention", "CUDA error: misaligned address")
 
 
+def test_the_start_of_a_process_is_part_of_its_time(whole_run, machine, monkeypatch):
+    """What it takes to import torch would otherwise come on top, and a group that only ran long be called hung."""
+    given = []
+
+    def slow(options, seconds, clock):
+        until, began = options.until, clock[0]
+        assert until == began + seconds - machine.gpu_check.GRACE
+        clock[0] += 12
+        flags = ["gpu_check.py", "--group", options.group, "--until", str(until)]
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", flags)
+            patch.setattr(machine.group, "run_group", lambda group, left, kernels: given.append((seconds, left)) or 0)
+            assert machine.gpu_check.main() == 0
+        yield {"op": options.group, "status": "agrees"}
+
+    whole_run(slow, "--groups", "modulation")
+    ((seconds, left),) = given
+    assert left == pytest.approx(seconds - machine.gpu_check.GRACE - 12)
+
+
 def found(options, seconds, clock):
     yield {"op": f"{options.group} one", "shape": "s", "status": "agrees"}
     yield {"op": f"{options.group} two", "shape": "s", "status": "agrees"}
