@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from omnihuman_train.__about__ import __version__
 from omnihuman_train.cli import main
@@ -109,6 +110,24 @@ def test_a_place_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixtur
         assert main([*command, "--out", "/proc/nowhere"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("omnihuman-train: --out /proc/nowhere: cannot be made a folder (")
+
+
+def test_too_little_gpu_memory_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(error: RuntimeError) -> int:
+        def fails(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("omnihuman_train.runs.run", fails)
+        return main(["run", "--config", DEBUG, "--out", str(tmp_path)])
+
+    assert run(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "too little free memory; raise run.accumulate" in line
+    # Other errors of torch are faults, which a traceback finds.
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(RuntimeError("shapes cannot be multiplied"))
 
 
 def test_an_error_before_the_first_step_leaves_no_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FloatingPointError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except RuntimeError as error:
+        # By name: torch may not be imported.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"{name}: the GPU has too little free memory; {_LESS_MEMORY}", file=sys.stderr)
+        return BAD_INPUT
     except Stopped as stopped:
         _leave()
         if os.environ.get("RANK", "0") == "0":
@@ -128,6 +134,10 @@ def _leave() -> None:
     leave()
 
 
+_LESS_MEMORY = (
+    "raise run.accumulate, lower run.batch_size, set activation_checkpoint to full where the recipe has it, or end what "
+    "else uses it (omnihuman-train plan counts what a stage needs)"
+)
 # What a command says where it was stopped, if it left something behind.
 _GOES_ON = {
     "run": "the same command goes on from the last checkpoint",
