@@ -135,8 +135,8 @@ def _leave() -> None:
 
 
 _LESS_MEMORY = (
-    "raise run.accumulate, lower run.batch_size, set activation_checkpoint to full where the recipe has it, or end what "
-    "else uses it (omnihuman-train plan counts what a stage needs)"
+    "raise run.accumulate, lower run.batch_size, set activation_checkpoint to full where the recipe has it, or end "
+    "what else uses it (omnihuman-train plan counts what a stage needs)"
 )
 # What a command says where it was stopped, if it left something behind.
 _GOES_ON = {
