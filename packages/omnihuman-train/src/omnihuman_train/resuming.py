@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnihuman_core.checkpoint import load_safetensors
+from omnihuman_core.checkpoint import CheckpointError, load_safetensors
 from omnihuman_core.config import read_toml
 from omnihuman_train.distributed.checkpoint import compare, layout, read
 from omnihuman_train.distributed.mesh import World
@@ -22,7 +22,7 @@ from omnihuman_train.optimizer_state import parameter_of, restore_state
 
 PREFIX = "step_"
 SHARDS = "shards"
-_AGAIN = "delete this checkpoint and run again"
+_AGAIN, _ELSEWHERE = "delete this checkpoint and run again", "use another --out"
 _ALONE = World(device=torch.device("cpu"))
 
 
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizer: Optimizer
     try:
         restore_state(optimizer, {**moments, **numbers}, state["optimizer"])
     except ValueError as error:
-        raise ValueError(f"{path}: the checkpoint is of another optimiser ({error}); use another --out") from error
+        raise ValueError(f"{path}: the checkpoint is of another optimiser ({error}); {_ELSEWHERE}") from error
     return int(state["step"])
 
 
@@ -67,9 +67,7 @@ def check_length(path: Path, steps: int) -> None:
         ValueError: it has more steps: its weights would be given out as those of a shorter training.
     """
     if (done := int(_state(path)["step"])) > steps:
-        raise ValueError(
-            f"{path}: has {done} steps, but steps is {steps}; set it to {done} or more, or use another --out"
-        )
+        raise ValueError(f"{path}: has {done} steps, but steps is {steps}; set it to {done} or more, or {_ELSEWHERE}")
 
 
 def changed_settings(path: Path, resolved: str) -> list[str]:
@@ -94,7 +92,7 @@ def _settings(table: dict[str, Any], path: str = "") -> dict[str, Any]:
 def _state(path: Path) -> dict[str, Any]:
     try:
         state: Any = json.loads((path / "state.json").read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path / 'state.json'}: broken ({error}); {_AGAIN}") from error
     if not isinstance(state, dict) or not isinstance(state.get("step"), int) or "optimizer" not in state:
         raise ValueError(f"{path / 'state.json'}: broken (no step, or no state of an optimiser); {_AGAIN}")
@@ -111,22 +109,29 @@ def _check_shards(path: Path, files: dict[str, int]) -> None:
 
 def _load_whole(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:
     """Fill model and average from whole tensors; returns those of the optimiser."""
-    weights = load_safetensors(path / "model.safetensors")
+    weights = _tensors(path / "model.safetensors")
     if world.size == 1:
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise ValueError(f"{path}: the checkpoint is of another architecture: {reason}") from error
+            raise ValueError(f"{path}: the checkpoint is of another architecture: {reason}; {_ELSEWHERE}") from error
     else:
         targets = model.state_dict()
         _check_architecture(path, {name: value.shape for name, value in weights.items()}, targets)
         for name, target in targets.items():
             fill(target, weights[name])
-    averages = load_safetensors(path / "ema.safetensors")
+    averages = _tensors(path / "ema.safetensors")
     _check_averages(path, averages.keys(), ema)
     ema.load(averages)
-    return load_safetensors(path / "optimizer.safetensors")
+    return _tensors(path / "optimizer.safetensors")
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(file)
+    except CheckpointError as error:
+        raise ValueError(f"{error}; {_AGAIN}") from error
 
 
 def _load_shards(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGroup, world: World) -> dict[str, Tensor]:
@@ -149,7 +154,7 @@ def _load_shards(path: Path, model: nn.Module, ema: Ema, optimizer: OptimizerGro
 def _check_architecture(path: Path, found: dict[str, torch.Size], targets: dict[str, Tensor]) -> None:
     report = compare(found, targets)
     if not report.exact:
-        raise ValueError(f"{path}: the checkpoint is of another architecture: {report}")
+        raise ValueError(f"{path}: the checkpoint is of another architecture: {report}; {_ELSEWHERE}")
 
 
 def _check_averages(path: Path, found: Set[str], ema: Ema) -> None:
@@ -157,7 +162,7 @@ def _check_averages(path: Path, found: Set[str], ema: Ema) -> None:
     if missing := sorted(ema.shadow.keys() - found):
         raise ValueError(
             f"{path}: the checkpoint is of another training: {missing[0]} was frozen in it ({len(missing)} such "
-            f"weights are trained now); use another --out"
+            f"weights are trained now); {_ELSEWHERE}"
         )
 
 
