@@ -106,6 +106,15 @@ def test_what_is_measured_does_not_depend_on_the_seed_of_the_run(data: tuple[Pat
     assert batches[0]["seeds"].equal(batches[1]["seeds"])
 
 
+def test_recordings_on_both_sides_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, held = write_encoded(tmp_path / "encoded"), write_encoded(tmp_path / "held", first=8)
+    path = held / MANIFEST
+    path.write_text(path.read_text().replace('"noise/9"', '"noise/1"'))
+    run_stage(config_of(data, held), tmp_path / "out")
+    said = "watch.validation_data: 1 recordings are trained on too, the first is noise/1;"
+    assert said in capsys.readouterr().out
+
+
 def other_rate(held: Path) -> None:
     path = held / MANIFEST
     path.write_text(path.read_text().replace('"fps":25.0', '"fps":30.0'))

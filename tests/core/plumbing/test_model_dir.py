@@ -395,6 +395,17 @@ def test_a_cut_at_any_move_leaves_the_old_model(directory, monkeypatch, write, a
     assert sorted(os.listdir(directory.parent)) == beside
 
 
+def test_an_importer_says_how_its_model_is_used(directory, tmp_path):
+    vae, backbone, *_ = read_model_dir(directory)
+    index = write_components(tmp_path / "new", [vae, replace(backbone, generation={"fps": 16.0})], name="new")
+    assert index.generation.fps == 16.0
+    with pytest.raises(ValueError, match="an importer says generation.speed, which no model has"):
+        write_components(tmp_path / "other", [replace(vae, generation={"speed": 2})], name="other")
+    assert not (tmp_path / "other").exists()
+    # A model that exists keeps its own.
+    assert write_components(directory, [replace(vae, generation={"fps": 16.0})], name="m").generation == GENERATION
+
+
 def test_adding_replaces_components_of_the_same_name_alone(directory):
     before = content(directory)
     add(directory)

@@ -72,3 +72,9 @@ def _check_measurable(config: StageConfig, held: FlowStream) -> None:
                 f"{_FIELD}: none of the {len(measured)} samples of {config.watch.validation_data} that the loss is "
                 f"measured on has {weakest}; give it some that do, or raise watch.validation_batches"
             )
+
+
+def shared_sources(held: Sequence[FlowStream], trained: FlowStream) -> list[str]:
+    """Recordings of which both sets have samples: the loss on those flatters."""
+    known = {record.source for record in trained.data.records}
+    return sorted({record.source for part in held[:1] for record in part.data.records} & known)

@@ -25,7 +25,7 @@ from omnihuman_train.export import export_stage
 from omnihuman_train.extractors import check_encoders, check_vae, data_recipe, extractors, vae_directory
 from omnihuman_train.flops import training_flops
 from omnihuman_train.folders import make_folder
-from omnihuman_train.held_out import held_out
+from omnihuman_train.held_out import held_out, shared_sources
 from omnihuman_train.lora import add_lora, merged_state
 from omnihuman_train.model import OmniModel
 from omnihuman_train.objective import FlowObjective
@@ -76,6 +76,11 @@ def run_stage(config: StageConfig, out: Path) -> None:
     if world.main:
         if config.compile:
             print(f"compile: the samples have {sources[0].shapes()} shapes, each compiles when it is first met")
+        if shared := shared_sources(held, sources[0]):
+            print(
+                f"watch.validation_data: {len(shared)} recordings are trained on too, the first is {shared[0]}; the "
+                "loss on them flatters, split by source"
+            )
         make_folder(out)
         (out / "config.toml").write_text(to_toml(config))
     flow = FlowObjective(config.flow)

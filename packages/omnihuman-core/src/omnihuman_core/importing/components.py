@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -135,6 +135,8 @@ def write_components(
         raise PublicCheckpointError(f"the source holds {twice[0]} more than once; point at one of them")
     if generation is None:
         said = {key: value for part in components for key, value in part.generation.items()}
+        if unknown := sorted(said.keys() - {f.name for f in fields(GENERATION)}):
+            raise PublicCheckpointError(f"an importer says generation.{unknown[0]}, which no model has; update it")
         generation = replace(GENERATION, **said)
     index = _old_index(directory) or ModelIndex(
         format=FORMAT, name=name, version=version, generation=generation, components={}
