@@ -121,16 +121,16 @@ def test_compiled_blocks_give_the_same_gradients(batch: Any) -> None:
         torch.testing.assert_close(same[name], grad, msg=name)
 
 
-def test_no_shape_of_a_run_is_left_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_shape_of_a_run_is_left_uncompiled() -> None:
     torch._dynamo.reset()
-    for name in ("recompile_limit", "accumulated_recompile_limit"):
-        monkeypatch.setattr(torch._dynamo.config, name, 8)
     shapes = 70
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2)])})
     graphs = CompileCounter()
-    compile_blocks(model, shapes=shapes, backend=graphs)
-    for length in range(1, shapes + 1):
-        blocks_of(model)[0](torch.ones(length, 2))
+    # Not by monkeypatch: it takes away what a module of settings did not hold itself.
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=8):
+        compile_blocks(model, shapes=shapes, backend=graphs)
+        for length in range(1, shapes + 1):
+            blocks_of(model)[0](torch.ones(length, 2))
     assert graphs.frame_count == shapes
 
 
