@@ -19,15 +19,15 @@ from omnihuman_core.model_dir import (
     FORMAT,
     INDEX,
     WEIGHTS,
-    ComponentEntry,
     GenerationSettings,
     ModelDirError,
     ModelIndex,
+    component_entry,
     load_component,
     read_index,
     replacing,
 )
-from omnihuman_core.plugins import group, installed, plugin
+from omnihuman_core.plugins import installed, plugin
 
 GENERATION = GenerationSettings(
     segment_frames=129,
@@ -142,7 +142,8 @@ def write_components(
         format=FORMAT, name=name, version=version, generation=generation, components={}
     )
     for part in components:
-        index.components[part.component] = _entry(part)
+        plugin(COMPONENTS[part.component], part.plugin)
+        index.components[part.component] = component_entry(part.component, part.plugin)
     with replacing(directory, keep=True) as new:
         for part in components:
             _write(new / part.component, part, dtype)
@@ -167,18 +168,6 @@ def _old_index(directory: Path) -> ModelIndex | None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ModelDirError(f"{directory}: exists and is no model directory; choose another one or empty it")
     return None
-
-
-def _entry(part: ImportedComponent) -> ComponentEntry:
-    kind = COMPONENTS[part.component]
-    plugin(kind, part.plugin)
-    distribution = installed(kind)[part.plugin].dist
-    return ComponentEntry(
-        group=group(kind),
-        plugin=part.plugin,
-        package=distribution.name if distribution else "",
-        package_version=distribution.version if distribution else "",
-    )
 
 
 def _write(folder: Path, part: ImportedComponent, dtype: torch.dtype | None) -> None:

@@ -21,6 +21,7 @@ from omnihuman_core.model_dir.index import (
     GenerationSettings,
     ModelDirError,
     ModelIndex,
+    component_entry,
     read_index,
 )
 from omnihuman_core.model_dir.load import ModelComponents, load_component, load_model
@@ -38,6 +39,7 @@ __all__ = [
     "ModelComponents",
     "ModelDirError",
     "ModelIndex",
+    "component_entry",
     "load_component",
     "load_model",
     "read_index",

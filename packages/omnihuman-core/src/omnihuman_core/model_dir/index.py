@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnihuman_core.config import from_table, read_toml
-from omnihuman_core.plugins import check_group, installed, other_versions
+from omnihuman_core.plugins import check_group, group, installed, other_versions
 
 FORMAT = 1
 INDEX, CONFIG, WEIGHTS = "model.toml", "config.toml", "model.safetensors"
@@ -139,6 +139,18 @@ def read_index(directory: str | Path) -> ModelIndex:
                 f"{other_versions(kind, entry.plugin)}"
             )
     return index
+
+
+def component_entry(component: str, plugin_name: str) -> ComponentEntry:
+    """What the index says of a component that an installed plugin makes, by the names of both."""
+    kind = COMPONENTS[component]
+    distribution = installed(kind)[plugin_name].dist
+    return ComponentEntry(
+        group=group(kind),
+        plugin=plugin_name,
+        package=distribution.name if distribution else "",
+        package_version=distribution.version if distribution else "",
+    )
 
 
 def inside(directory: str | Path, *parts: str) -> Path:

@@ -25,8 +25,9 @@ from omnihuman_core.model_dir.index import (
     GenerationSettings,
     ModelDirError,
     ModelIndex,
+    component_entry,
 )
-from omnihuman_core.plugins import group, installed, plugin
+from omnihuman_core.plugins import plugin
 
 
 def save_model(
@@ -126,19 +127,12 @@ def _move_all(moves: Sequence[tuple[Path, Path]], old: Path) -> None:
 def _entry(component: str, plugin_name: str, module: Any) -> ComponentEntry:
     if component not in COMPONENTS:
         raise ModelDirError(f"unknown component {component!r}; known are {', '.join(COMPONENTS)}")
-    kind = COMPONENTS[component]
-    made_by = plugin(kind, plugin_name)
+    made_by = plugin(COMPONENTS[component], plugin_name)
     if not isinstance(module, made_by):
         raise ModelDirError(
             f"components.{component}: plugin {plugin_name!r} makes {made_by.__name__}, got {type(module).__name__}"
         )
-    distribution = installed(kind)[plugin_name].dist
-    return ComponentEntry(
-        group=group(kind),
-        plugin=plugin_name,
-        package=distribution.name if distribution else "",
-        package_version=distribution.version if distribution else "",
-    )
+    return component_entry(component, plugin_name)
 
 
 def _save(folder: Path, module: Any, dtype: torch.dtype) -> None:
