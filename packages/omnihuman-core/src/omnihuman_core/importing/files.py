@@ -38,13 +38,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def settings(folder: Path) -> Mapping[str, Any]:
-    """Content of ``config.json`` in a folder; empty where there is none.
+def settings(folder: Path, name: str = "config.json") -> Mapping[str, Any]:
+    """Content of a settings file in a folder; empty where there is none.
 
     Raises:
         PublicCheckpointError: it is damaged.
     """
-    path = folder / "config.json"
+    path = folder / name
     return read_json(path) if path.is_file() else {}
 
 

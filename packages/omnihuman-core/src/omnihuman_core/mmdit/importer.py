@@ -14,7 +14,7 @@ from torch import Tensor
 from omnihuman_core.checkpoint import read_layout
 from omnihuman_core.contracts.importer import ImportedComponent
 from omnihuman_core.contracts.state_dict import StateDictAdapter
-from omnihuman_core.importing import PublicCheckpointError, adapted, read_json, settings, weight_files
+from omnihuman_core.importing import PublicCheckpointError, adapted, settings, weight_files
 from omnihuman_core.mmdit.config import MMDiTConfig
 from omnihuman_core.mmdit.model import MMDiT
 from omnihuman_core.mmdit.presets import hunyuan_video, hunyuan_video_15
@@ -26,6 +26,7 @@ from omnihuman_core.mmdit.state_dict_adapter import (
 )
 
 CLASS, CLASS_15 = "HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel"
+_SCHEDULER = "scheduler_config.json"
 # As the authors' own pipelines use them. HunyuanVideo's guidance is distilled into the model: its pipeline evaluates it
 # once a step.
 _USED: Mapping[str, Mapping[str, Any]] = {
@@ -95,13 +96,12 @@ def import_hunyuan_video(source: Path) -> Sequence[ImportedComponent]:
 
 def _shift(folder: Path) -> dict[str, float]:
     """The shift of the noise levels that a pipeline says, where it says one."""
-    path = folder / "scheduler_config.json"
-    found = read_json(path) if path.is_file() else {}
+    found = settings(folder, _SCHEDULER)
     if "shift" not in found or found.get("use_dynamic_shifting"):
         return {}
     shift = found["shift"]
     if not isinstance(shift, int | float) or not 0 < shift < math.inf:
-        raise PublicCheckpointError(f"{path}: shift must be a positive number, got {shift!r}")
+        raise PublicCheckpointError(f"{folder / _SCHEDULER}: shift must be a positive number, got {shift!r}")
     return {"sigma_shift": float(shift)}
 
 
