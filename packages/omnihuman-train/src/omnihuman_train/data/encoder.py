@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from omnihuman_core.config import read_toml, to_toml
-from omnihuman_core.contracts import LatentSpec, TextFeatures
+from omnihuman_core.contracts import NUM_KEYPOINTS, LatentSpec, TextFeatures
 from omnihuman_core.model_dir import CONFIG, load_component, read_index
 from omnihuman_train.data import media
 from omnihuman_train.data.build import Made
@@ -143,7 +143,7 @@ class Encoder:
             },
             "audio.safetensors": {"states": self._audio(number, has_sound="flac" in members)},
             "pose.safetensors": {
-                "keypoints": known.get("keypoints", torch.zeros(record.frames, 133, 3)).half(),
+                "keypoints": known.get("keypoints", torch.zeros(record.frames, NUM_KEYPOINTS, 3)).half(),
                 "mouth_open": known.get("mouth_open", torch.zeros(record.frames)).float(),
             },
         }
@@ -238,7 +238,7 @@ def fingerprint(component: Any, dtype: torch.dtype | None = None) -> str:
 
 
 def _check_frames(pose: Mapping[str, Tensor], frames: int, key: str) -> None:
-    for name, shape in (("keypoints", (frames, 133, 3)), ("mouth_open", (frames,))):
+    for name, shape in (("keypoints", (frames, NUM_KEYPOINTS, 3)), ("mouth_open", (frames,))):
         if tuple(pose[name].shape) != shape:
             raise BrokenSampleError(f"{key}.pose.safetensors: {name} is {tuple(pose[name].shape)}, not {shape}")
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from omnihuman_core.contracts import LatentSpec
+from omnihuman_core.contracts import NUM_KEYPOINTS, LatentSpec
 from omnihuman_train.data.manifest import Bucket
 from omnihuman_train.data.rows import Layout
 from omnihuman_train.data.shard_set import ShardSet
@@ -93,7 +93,7 @@ class Layouts:
             },
             # Layers and width are the extractor's.
             "audio.safetensors": {"states": (frames, *shapes.get("states", ())[1:])},
-            "pose.safetensors": {"keypoints": (frames, 133, 3), "mouth_open": (frames,)},
+            "pose.safetensors": {"keypoints": (frames, NUM_KEYPOINTS, 3), "mouth_open": (frames,)},
             TEXT: {
                 name: shapes.get(name, ())
                 for name in ("values", "mask", "pooled")

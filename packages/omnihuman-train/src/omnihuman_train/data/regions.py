@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from omnihuman_core.contracts import LatentSpec
+from omnihuman_core.contracts import NUM_KEYPOINTS, LatentSpec
 
 # COCO-WholeBody: lips among the 68 points of the face; the two hands.
 LIPS, HANDS = slice(71, 91), (slice(91, 112), slice(112, 133))
@@ -37,7 +37,7 @@ def regions(known: Mapping[str, Tensor], spec: LatentSpec, frames: int, height: 
 
 def boxes(known: Mapping[str, Tensor], frames: int) -> tuple[Tensor, Tensor]:
     """Boxes ``(T, P, 4)`` in [0, 1] round mouths and round hands; without area where nothing is known."""
-    keypoints = known.get("keypoints", torch.zeros(frames, 133, 3))
+    keypoints = known.get("keypoints", torch.zeros(frames, NUM_KEYPOINTS, 3))
     mouths = known["mouth_box"] if "mouth_box" in known else box_round([keypoints[:, LIPS]], _LIP_GROWTH)
     hands = hand_boxes(known["hands"]) if "hands" in known else box_round([keypoints[:, part] for part in HANDS], 0.1)
     return mouths.float(), hands.float()
